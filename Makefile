@@ -1,0 +1,49 @@
+# Everything a newcomer or CI needs. Debian: apt-get install make python3 python3-venv
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Make .venv and install Outcrop with its tools
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Cannot make a virtual environment: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,test]'
+	@touch $@
+
+demo: $(STAMP) ## Import the sample model, serve it, ask it through every API, print timings
+	$(BIN)/python examples/demo.py
+
+serve: $(STAMP) ## Start a server on 127.0.0.1:7070
+	$(BIN)/outcrop serve
+
+test: $(STAMP) ## Run the tests
+	$(BIN)/python -m pytest -q
+
+test-parity: $(STAMP) ## Run the tests that compare with transformers (installs torch)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
+	$(BIN)/python -m pytest -q tests/parity
+
+check: $(STAMP) ## Lint, type-check, check import contracts and generated documents
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m outcrop.cli.reference --check
+
+docs: $(STAMP) ## Write the generated reference pages
+	$(BIN)/python -m outcrop.cli.reference
+
+bench: $(STAMP) ## Measure what the gateway adds, beside the engine asked directly
+	$(BIN)/python -m outcrop.bench.gateway
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+.PHONY: help setup demo serve test test-parity check docs bench clean
