@@ -1,0 +1,170 @@
+"""Every fact that can go wrong, named once.
+
+::
+
+    OutcropError
+    ├── BadSetting                     a flag, variable or file holds a value that stops the start
+    └── ServiceError                   answered to a caller; each dialect has one table from fact to wire
+        ├── Refused                    the caller got it wrong; asking again changes nothing
+        │   ├── InvalidRequest
+        │   │   ├── MalformedBody
+        │   │   ├── PromptTooLong
+        │   │   └── ChatTemplateMissing
+        │   ├── BodyTooLarge
+        │   ├── NotAuthenticated       MissingCredentials, UnknownCredentials, BadSignature,
+        │   │                          IncompleteSignature, ExpiredCredentials
+        │   ├── NotAllowed
+        │   ├── NotFound               JobNotFound, ModelNotFound
+        │   ├── NameTaken
+        │   ├── ModelInUse
+        │   ├── QuotaExceeded
+        │   └── UnknownOperation
+        ├── Passing                    will pass if retried: ModelNotReady, Throttled, ShuttingDown
+        └── Faulty                     what the engine or the machine did: EngineFault, EngineTimeout,
+                                       StorageFull, ServiceFault
+
+No class knows HTTP: the tables are in ``api/``, read along the class tree (``wire_error``), and a test fails when
+an error has no row. Messages name the thing, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+
+class OutcropError(Exception):
+    """Base of everything this project raises on purpose."""
+
+
+class BadSetting(OutcropError):
+    """A setting has a value that cannot be used; the message names setting, value and range."""
+
+
+class ServiceError(OutcropError):
+    """A fact that a caller is told about."""
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0]) if self.args else type(self).__name__
+
+
+class Refused(ServiceError):
+    """The caller got it wrong; the same request will be refused again."""
+
+
+class InvalidRequest(Refused):
+    """A value breaks a rule of the API."""
+
+
+class MalformedBody(InvalidRequest):
+    """The body is not what its content type says, for example not JSON."""
+
+
+class PromptTooLong(InvalidRequest):
+    """Prompt and requested output do not fit the model's context."""
+
+
+class ChatTemplateMissing(InvalidRequest):
+    """Messages were sent to a model that was imported without a chat template."""
+
+
+class BodyTooLarge(Refused):
+    """The request body exceeds the service's limit."""
+
+
+class NotAuthenticated(Refused):
+    """Who is asking could not be established."""
+
+
+class MissingCredentials(NotAuthenticated):
+    """Neither a signature nor a key was sent."""
+
+
+class IncompleteSignature(NotAuthenticated):
+    """The Authorization header lacks a part or does not parse."""
+
+
+class UnknownCredentials(NotAuthenticated):
+    """The access key or bearer key is not known here, or is disabled."""
+
+
+class BadSignature(NotAuthenticated):
+    """The signature does not match the request."""
+
+
+class ExpiredCredentials(NotAuthenticated):
+    """The signature's date is outside the window, or the key has expired."""
+
+
+class NotAllowed(Refused):
+    """The principal is known but may not do this."""
+
+
+class NotFound(Refused):
+    """The thing named in the request does not exist."""
+
+
+class JobNotFound(NotFound):
+    pass
+
+
+class ModelNotFound(NotFound):
+    pass
+
+
+class NameTaken(Refused):
+    """A job or model of that name exists in this account and region."""
+
+
+class ModelInUse(Refused):
+    """The model cannot be changed while something depends on it."""
+
+
+class QuotaExceeded(Refused):
+    """An account limit is reached; the message names the quota and its value."""
+
+
+class UnknownOperation(Refused):
+    """The operation is not one that this service implements."""
+
+
+class Passing(ServiceError):
+    """Will pass if retried."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ModelNotReady(Passing):
+    """No copy is ready and the hold limit passed; a start goes on by itself."""
+
+
+class Throttled(Passing):
+    """A queue or a rate limit is full."""
+
+
+class ShuttingDown(Passing):
+    """The server is draining and takes no new work."""
+
+
+class Faulty(ServiceError):
+    """Not the caller's doing."""
+
+
+class EngineFault(Faulty):
+    """The engine failed on a request; carries the engine's own status where there was one."""
+
+    def __init__(self, message: str, *, engine_status: int | None = None) -> None:
+        super().__init__(message)
+        self.engine_status = engine_status
+
+
+class EngineTimeout(Faulty):
+    """The engine did not answer within the deadline."""
+
+
+class StorageFull(Faulty):
+    """No space is left, or the store cannot be written."""
+
+
+class ServiceFault(Faulty):
+    """A defect of our own; the log has the traceback."""

@@ -1,0 +1,48 @@
+"""Identifiers and ARNs: how they are made, read and told apart. No room owns them, so none imports another for them.
+
+Shapes: botocore ``bedrock/2023-04-20``, ``ModelImportJobArn`` and ``ImportedModelArn``.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import string
+from typing import NewType
+
+JobId = NewType("JobId", str)
+ModelId = NewType("ModelId", str)
+CopyId = NewType("CopyId", str)
+
+_ALPHABET = string.ascii_lowercase + string.digits
+_IMPORTED_MODEL_ARN = re.compile(
+    r"arn:aws(?:-[^:]+)?:bedrock:([a-z0-9-]{1,20}):([0-9]{12}):imported-model/([a-z0-9]{12})"
+)
+_IMPORT_JOB_ARN = re.compile(
+    r"arn:aws(?:-[^:]+)?:bedrock:([a-z0-9-]{1,20}):([0-9]{12}):model-import-job/([a-z0-9]{12})"
+)
+
+
+def random_id(length: int = 12) -> str:
+    """A fresh resource id of *length* lower-case letters and digits, the shape AWS uses in ARNs."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def import_job_arn(region: str, account: str, job_id: str) -> str:
+    return f"arn:aws:bedrock:{region}:{account}:model-import-job/{job_id}"
+
+
+def imported_model_arn(region: str, account: str, model_id: str) -> str:
+    return f"arn:aws:bedrock:{region}:{account}:imported-model/{model_id}"
+
+
+def imported_model_id(arn: str) -> ModelId | None:
+    """The model id inside an imported-model ARN; None when *arn* is not one."""
+    match = _IMPORTED_MODEL_ARN.fullmatch(arn)
+    return ModelId(match.group(3)) if match else None
+
+
+def import_job_id(arn: str) -> JobId | None:
+    """The job id inside a model-import-job ARN; None when *arn* is not one."""
+    match = _IMPORT_JOB_ARN.fullmatch(arn)
+    return JobId(match.group(3)) if match else None

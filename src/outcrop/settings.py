@@ -1,0 +1,135 @@
+"""All configuration, read once: flags over ``OUTCROP_*`` variables over ``outcrop.toml`` over defaults.
+
+Nothing else reads the environment. Every field says its unit and what happens at the ends of its range; the field
+descriptions become ``docs/reference/settings.md``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from outcrop.errors import BadSetting
+
+
+class Settings(BaseSettings):
+    """Settings of one server; immutable after the start."""
+
+    model_config = SettingsConfigDict(env_prefix="OUTCROP_", frozen=True, extra="forbid", toml_file="outcrop.toml")
+
+    home: Path = Field(
+        default_factory=lambda: Path.home() / ".outcrop",
+        description="Folder of the database, weight store, buckets, credentials and logs; made when absent.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=7070, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    tls: bool = Field(
+        default=False,
+        description="Serve HTTPS with a certificate of the installation's own authority, which is made on first use. "
+        "boto3 sends a bearer key over HTTPS only.",
+    )
+    account: str = Field(default="000000000000", pattern=r"^[0-9]{12}$", description="Account id made at first start.")
+    region: str = Field(
+        default="us-east-1", pattern=r"^[a-z0-9-]{1,20}$", description="Region this server answers for."
+    )
+    log_level: str = Field(
+        default="info", pattern="^(debug|info|warning|error)$", description="Least severity that is logged."
+    )
+    log_json: bool = Field(default=False, description="Log one JSON object a line instead of text for people.")
+
+    max_body_bytes: int = Field(
+        default=25_000_000, ge=1_000, description="Largest request body; over it the request is refused."
+    )
+    hold_limit_s: float = Field(
+        default=55.0,
+        ge=0,
+        le=3600,
+        description="Longest time in s that a request waits for a copy, then 429 ModelNotReadyException; "
+        "0 answers at once. Default clients stop reading after 60 s.",
+    )
+    hold_queue_requests: int = Field(
+        default=1024, ge=1, description="Requests held per model; one more gets 429 ThrottlingException."
+    )
+    keep_alive_s: float = Field(
+        default=300.0, ge=0, description="Idle time in s after which a copy that has served is stopped; 0 at once."
+    )
+    max_copies: int = Field(default=1, ge=1, le=1000, description="Most copies of one model at a time.")
+    start_deadline_s: float = Field(
+        default=300.0, gt=0, description="Longest start of a copy in s; a copy not ready by then is stopped."
+    )
+    drain_s: float = Field(
+        default=30.0, ge=0, description="Time in s that running requests get at shutdown; 0 ends them at once."
+    )
+    request_timeout_s: float = Field(default=900.0, gt=0, description="Longest wait in s for the engine's next bytes.")
+    cpu_threads: int = Field(
+        default=0, ge=0, description="Compute threads per copy; 0 takes the cores this process may use."
+    )
+    slots: int = Field(
+        default=0, ge=0, le=256, description="Requests that one copy runs at a time; 0 derives it from memory."
+    )
+    max_context_tokens: int = Field(
+        default=0, ge=0, description="Cap on a model's context in tokens; 0 takes the checkpoint's own."
+    )
+    imports_in_parallel: int = Field(
+        default=1, ge=1, le=64, description="Import jobs that run at a time; one more gets ServiceQuotaExceeded."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def buckets(self) -> Path:
+        """Folder that holds the embedded buckets: ``s3://bucket/key`` is ``buckets/bucket/key``."""
+        return self.home / "buckets"
+
+    @property
+    def store(self) -> Path:
+        """Folder of the content-addressed weight store."""
+        return self.home / "store"
+
+    @property
+    def database(self) -> Path:
+        return self.home / "outcrop.db"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def run(self) -> Path:
+        """Folder of what lives only as long as the server: its address, its copies' sockets."""
+        return self.home / "run"
+
+    def threads_per_copy(self) -> int:
+        """Compute threads that one copy gets: the setting, else the cores this process may use."""
+        return self.cpu_threads or len(os.sched_getaffinity(0))
+
+
+def load(**flags: Any) -> Settings:
+    """Settings from *flags* (None means not given), environment, file and defaults. Raises BadSetting."""
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as exc:
+        problems = "; ".join(
+            f"{'.'.join(map(str, error['loc'])) or 'settings'}={error['input']!r}: {error['msg']}"
+            f" (OUTCROP_{str(error['loc'][0]).upper() if error['loc'] else '*'})"
+            for error in exc.errors()
+        )
+        raise BadSetting(f"cannot start with these settings: {problems}") from exc
