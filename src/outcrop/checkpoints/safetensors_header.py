@@ -1,0 +1,78 @@
+"""The header of a safetensors file: length u64 little-endian, JSON, then data. (Format: the safetensors README.)"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import msgspec
+
+from outcrop.checkpoints.problems import CheckpointRejected, Problem
+
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+    "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor: *start* and *end* are byte offsets in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class _Entry(msgspec.Struct):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+def parse_header(file: str, head: bytes, size: int) -> Mapping[str, TensorInfo]:
+    """Tensors of *file* from its first bytes *head*, checked against the file's *size*. Raises CheckpointRejected."""
+    length = int.from_bytes(head[:8], "little") if len(head) >= 8 else -1
+    if length > MAX_HEADER_BYTES:
+        raise _broken(file, f"{file} is not a safetensors file: its header would take {length} bytes. Upload it again.")
+    if length < 2 or len(head) < 8 + length:
+        raise _broken(file, f"{file} is truncated or not a safetensors file: its header is cut off. Upload it again.")
+    try:
+        raw = msgspec.json.decode(head[8 : 8 + length], type=dict[str, msgspec.Raw])
+        raw.pop("__metadata__", None)
+        entries = {name: msgspec.json.decode(entry, type=_Entry) for name, entry in raw.items()}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise _broken(file, f"{file} has a broken header ({exc}). Write the checkpoint again.") from exc
+    base = 8 + length
+    position = 0
+    tensors: dict[str, TensorInfo] = {}
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        if entry.dtype not in ITEM_BYTES:
+            raise _broken(file, f"{file}: tensor {name} has the unknown dtype {entry.dtype}.", name)
+        begin, end = entry.data_offsets
+        wanted = prod(entry.shape) * ITEM_BYTES[entry.dtype]
+        if begin != position or end - begin != wanted or min(entry.shape, default=0) < 0:
+            raise _broken(
+                file,
+                f"{file}: tensor {name} ({entry.dtype} {entry.shape}) needs {wanted} bytes from {position}, its header "
+                f"says {begin} to {end}. Write the checkpoint again.",
+                name,
+            )
+        position = end
+        tensors[name] = TensorInfo(entry.dtype, tuple(entry.shape), base + begin, base + end)
+    if size != base + position:
+        surplus = size - base - position
+        state = f"{-surplus} bytes are missing" if surplus < 0 else f"{surplus} bytes too many"
+        raise _broken(
+            file,
+            f"{file} is truncated or damaged: its header describes {base + position} bytes, the file has {size} "
+            f"({state}). Upload it again.",
+        )
+    return tensors
+
+
+def _broken(file: str, message: str, tensor: str | None = None) -> CheckpointRejected:
+    return CheckpointRejected([Problem(file=file, tensor=tensor, message=message)])

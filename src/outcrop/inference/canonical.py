@@ -1,0 +1,65 @@
+"""The one form between the dialects and the engines: every dialect reads into it and writes out of it.
+
+The request keeps OpenAI's field names, because every engine speaks them; the answer is reduced to what dialects use.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+
+class Usage(Struct, frozen=True):
+    """Tokens counted by the engine."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Choice(Struct, frozen=True):
+    """One finished answer; ``text`` is empty when the model only called tools."""
+
+    index: int
+    text: str
+    finish_reason: str | None
+    logprobs: Any = None
+    tool_calls: list[Any] | None = None
+    reasoning: str | None = None
+
+
+class Completion(Struct, frozen=True):
+    """A whole answer, not streamed."""
+
+    choices: list[Choice]
+    usage: Usage
+
+
+class Chunk(Struct, frozen=True):
+    """A piece of a streamed answer. The last one carries ``usage``; one may carry nothing else."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    index: int = 0
+    logprobs: Any = None
+    tool_calls: list[Any] | None = None
+    reasoning: str | None = None
+
+
+class GenerateRequest(Struct, frozen=True):
+    """What to generate: an OpenAI body of that kind, without ``model`` and ``stream``."""
+
+    kind: Literal["chat", "completion"]
+    body: dict[str, Any]
+
+
+class ModelFacts(Struct, frozen=True):
+    """What a dialect must know about the model to judge a request."""
+
+    model_id: str
+    arn: str
+    account: str
+    name: str
+    context_tokens: int
+    has_chat_template: bool

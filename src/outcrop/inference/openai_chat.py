@@ -1,0 +1,207 @@
+"""OpenAIChatCompletion: ``messages`` in, ``chat.completion`` out.
+
+Bedrock and the OpenAI API share it. Sources: AWS, "Invoke your imported model" and "Advanced API features for
+imported models" (the full answer has vLLM's fields); OpenAI, API reference, Chat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from outcrop.errors import ChatTemplateMissing, InvalidRequest
+from outcrop.inference import fields
+from outcrop.inference.answer import AnswerContext, Timings, openai_usage
+from outcrop.inference.canonical import Chunk, Completion, GenerateRequest, ModelFacts, Usage
+from outcrop.inference.openai_completion import MAX_CHOICES, MAX_LOGPROBS
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+_KEPT_OF_A_MESSAGE = ("name", "tool_calls", "tool_call_id", "reasoning_content")
+
+
+class OpenAIChat:
+    """The format of a body with ``messages``."""
+
+    name = "OpenAIChatCompletion"
+
+    def decode(self, body: dict[str, Any], model: ModelFacts) -> GenerateRequest:
+        """Raises ChatTemplateMissing too: as at AWS, no default template is applied."""
+        if not model.has_chat_template:
+            raise ChatTemplateMissing(
+                f'model {model.name} was imported without a chat template and cannot take "messages"; send "prompt", '
+                "or import it again with chat_template.jinja or with chat_template in tokenizer_config.json"
+            )
+        max_tokens = fields.whole(body, "max_tokens", 1)
+        wanted: dict[str, Any] = {
+            "messages": _messages(body),
+            "max_tokens": fields.whole(body, "max_completion_tokens", 1) or max_tokens,
+            **fields.sampling(body),
+            "n": fields.whole(body, "n", 1, MAX_CHOICES),
+            "logprobs": fields.flag(body, "logprobs"),
+            "top_logprobs": fields.whole(body, "top_logprobs", 0, MAX_LOGPROBS),
+            "response_format": fields.response_format(body, schema_may_be_bare=False),
+            "structured_outputs": fields.structured_outputs(body),
+            "tools": _tools(body),
+            "tool_choice": _tool_choice(body),
+            "parallel_tool_calls": fields.flag(body, "parallel_tool_calls"),
+            "reasoning_effort": fields.one_of(body, "reasoning_effort", REASONING_EFFORTS),
+            "chat_template_kwargs": fields.mapping(body, "chat_template_kwargs"),
+        }
+        return GenerateRequest(kind="chat", body=fields.without_none(wanted))
+
+    def encode(self, completion: Completion, ctx: AnswerContext) -> dict[str, Any]:
+        choices = [
+            {
+                "index": choice.index,
+                "message": {
+                    "role": "assistant",
+                    "content": None if choice.tool_calls and not choice.text else choice.text,
+                    "refusal": None,
+                    "annotations": None,
+                    "audio": None,
+                    "function_call": None,
+                    "tool_calls": choice.tool_calls or [],
+                    "reasoning_content": choice.reasoning,
+                },
+                "logprobs": choice.logprobs,
+                "finish_reason": choice.finish_reason,
+                "stop_reason": None,
+                "token_ids": None,
+            }
+            for choice in completion.choices
+        ]
+        return {
+            **_head(ctx, "chat.completion"),
+            "choices": choices,
+            "service_tier": None,
+            "system_fingerprint": None,
+            "usage": openai_usage(completion.usage),
+            "prompt_logprobs": None,
+            "prompt_token_ids": None,
+            "kv_transfer_params": None,
+        }
+
+    def stream(self, ctx: AnswerContext) -> OpenAIChatStream:
+        return OpenAIChatStream(ctx)
+
+
+class OpenAIChatStream:
+    """With several choices each has a finishing piece; only the last of them is held back."""
+
+    def __init__(self, ctx: AnswerContext) -> None:
+        self._ctx = ctx
+        self._begun: set[int] = set()  # choices whose role was sent
+        self._held: dict[str, Any] | None = None
+
+    def chunk(self, chunk: Chunk) -> dict[str, Any] | None:
+        delta: dict[str, Any] = {}
+        if chunk.text:
+            delta["content"] = chunk.text
+        if chunk.reasoning:
+            delta["reasoning_content"] = chunk.reasoning
+        if chunk.tool_calls:
+            delta["tool_calls"] = chunk.tool_calls
+        if not delta and chunk.finish_reason is None and not chunk.logprobs:
+            return None
+        if chunk.index not in self._begun:
+            self._begun.add(chunk.index)
+            delta = {"role": "assistant", "content": "", **delta}
+        piece = self._piece(
+            {
+                "index": chunk.index,
+                "delta": delta,
+                "logprobs": chunk.logprobs,
+                "finish_reason": chunk.finish_reason,
+            }
+        )
+        if chunk.finish_reason is None:
+            return piece
+        released, self._held = self._held, piece
+        return released
+
+    def last(self, usage: Usage, timings: Timings) -> dict[str, Any] | None:
+        return self._held
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any] | None:
+        if not self._ctx.include_usage:
+            return None
+        return _head(self._ctx, "chat.completion.chunk") | {"choices": [], "usage": openai_usage(usage)}
+
+    def _piece(self, choice: dict[str, Any]) -> dict[str, Any]:
+        piece = _head(self._ctx, "chat.completion.chunk") | {"choices": [choice]}
+        if self._ctx.include_usage:
+            piece["usage"] = None
+        return piece
+
+
+def _head(ctx: AnswerContext, kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{ctx.request_id}", "object": kind, "created": ctx.created, "model": ctx.model_label}
+
+
+def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise fields.refusal("messages", "a list of at least one message", messages)
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def _message(message: Any, where: str) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise fields.refusal(where, 'an object with "role" and "content"', message)
+    role = message.get("role")
+    if role not in ROLES:
+        raise fields.refusal(f"{where}.role", f"one of {', '.join(ROLES)}", role)
+    kept = {key: message[key] for key in _KEPT_OF_A_MESSAGE if message.get(key)}
+    content = message.get("content")
+    # An assistant that only called tools has said nothing.
+    if content is not None or not (role == "assistant" and "tool_calls" in kept):
+        content = _content(content, f"{where}.content")
+    # Chat templates know "system"; "developer" is OpenAI's newer name of it.
+    return {"role": "system" if role == "developer" else role, "content": content, **kept}
+
+
+def _content(content: Any, where: str) -> str:
+    """*content* as one string: templates differ in whether they take a list of parts."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise fields.refusal(where, "a string or a list of text parts", content)
+    texts = []
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind is None:
+            raise fields.refusal(f"{where}[{index}]", 'a part such as {"type": "text", "text": "…"}', part)
+        if kind != "text":
+            raise InvalidRequest(f'{where}[{index}] is of type "{kind}": this model accepts text only')
+        if not isinstance(part.get("text"), str):
+            raise fields.refusal(f"{where}[{index}].text", "a string", part.get("text"))
+        texts.append(part["text"])
+    return "\n".join(texts)
+
+
+def _tools(body: Mapping[str, Any]) -> list[Any] | None:
+    tools = body.get("tools")
+    if tools is None or tools == []:
+        return None
+    if not isinstance(tools, list):
+        raise fields.refusal("tools", "a list", tools)
+    for index, tool in enumerate(tools):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            rule = 'a function such as {"type": "function", "function": {"name": "…", "parameters": {…}}}'
+            raise fields.refusal(f"tools[{index}]", rule, tool)
+    return tools
+
+
+def _tool_choice(body: Mapping[str, Any]) -> str | dict[str, Any] | None:
+    choice: str | dict[str, Any] | None = body.get("tool_choice")
+    if choice is None or choice in ("none", "auto", "required"):
+        return choice
+    function = choice.get("function") if isinstance(choice, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise fields.refusal("tool_choice", '"none", "auto", "required" or a named function', choice)
+    return choice
+
+
+OPENAI_CHAT = OpenAIChat()

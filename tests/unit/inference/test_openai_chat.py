@@ -1,0 +1,199 @@
+import pytest
+
+from outcrop.errors import ChatTemplateMissing, InvalidRequest
+from outcrop.inference.canonical import Choice, Chunk, Completion
+from outcrop.inference.openai_chat import OPENAI_CHAT
+
+HI = {"role": "user", "content": "hi"}
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+
+def test_a_model_without_a_template_is_named_with_the_remedy(model_without_template):
+    with pytest.raises(ChatTemplateMissing) as refused:
+        OPENAI_CHAT.decode({"messages": [HI]}, model_without_template)
+    assert "rainbow" in refused.value.message
+    assert "chat_template.jinja" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("given", "canonical"),
+    [
+        (HI, HI),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "user", "content": "a\nb"},
+        ),
+        ({"role": "developer", "content": "be brief"}, {"role": "system", "content": "be brief"}),
+        (
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        ),
+        ({"role": "assistant", "tool_calls": [CALL]}, {"role": "assistant", "content": None, "tool_calls": [CALL]}),
+        (
+            {"role": "tool", "content": "3", "tool_call_id": "c1"},
+            {"role": "tool", "content": "3", "tool_call_id": "c1"},
+        ),
+        (
+            {"role": "assistant", "content": "x", "refusal": None, "annotations": []},
+            {"role": "assistant", "content": "x"},
+        ),
+    ],
+)
+def test_a_message_becomes_one_that_every_template_takes(model, given, canonical):
+    assert OPENAI_CHAT.decode({"messages": [given]}, model).body == {"messages": [canonical]}
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        (None, "messages must be a list of at least one message"),
+        ([], "messages must be a list of at least one message, got []"),
+        ("hi", "messages must be a list of at least one message, got 'hi'"),
+        (["hi"], "messages[0] must be an object"),
+        ([HI, {"role": "robot", "content": "x"}], "messages[1].role must be one of system, developer"),
+        ([{"content": "x"}], "messages[0].role must be one of"),
+        ([{"role": "user"}], "messages[0].content must be a string or a list of text parts, got None"),
+        ([{"role": "assistant", "content": None}], "messages[0].content must be a string"),
+        ([{"role": "user", "content": []}], "messages[0].content must be a string or a list of text parts, got []"),
+        ([{"role": "user", "content": ["x"]}], "messages[0].content[0] must be a part"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text must be a string"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}],
+            'messages[0].content[0] is of type "image_url": this model accepts text only',
+        ),
+    ],
+)
+def test_a_message_that_breaks_a_rule_is_refused_with_its_place(model, messages, said):
+    with pytest.raises(InvalidRequest) as refused:
+        OPENAI_CHAT.decode({"messages": messages}, model)
+    assert said in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", {}),
+        ("tools", ["add"]),
+        ("tools", [{"type": "function"}]),
+        ("tool_choice", "always"),
+        ("tool_choice", {"type": "function"}),
+        ("logprobs", 1),
+        ("top_logprobs", 21),
+        ("reasoning_effort", "huge"),
+        ("chat_template_kwargs", []),
+    ],
+)
+def test_a_chat_parameter_that_breaks_a_rule_is_refused_by_name(model, field, value):
+    with pytest.raises(InvalidRequest, match=field):
+        OPENAI_CHAT.decode({"messages": [HI], field: value}, model)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", [TOOL]),
+        ("tool_choice", "required"),
+        ("tool_choice", {"type": "function", "function": {"name": "add"}}),
+        ("logprobs", True),
+        ("top_logprobs", 5),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}),
+        ("max_tokens", 7),
+    ],
+)
+def test_chat_parameters_pass_on_as_they_are(model, field, value):
+    assert OPENAI_CHAT.decode({"messages": [HI], field: value}, model).body == {"messages": [HI], field: value}
+
+
+def test_max_completion_tokens_is_the_newer_name_of_max_tokens_and_wins(model):
+    body = {"messages": [HI], "max_tokens": 5, "max_completion_tokens": 6}
+    assert OPENAI_CHAT.decode(body, model).body["max_tokens"] == 6
+
+
+def test_a_bare_schema_is_refused_in_chat(model):
+    body = {"messages": [HI], "response_format": {"type": "json_schema", "json_schema": {"type": "object"}}}
+    with pytest.raises(InvalidRequest, match=r"response_format\.json_schema\.schema"):
+        OPENAI_CHAT.decode(body, model)
+
+
+def test_a_whole_answer_has_every_field_of_aws_full_answer(ctx, usage):
+    completion = Completion(choices=[Choice(index=0, text="A rainbow", finish_reason="length")], usage=usage)
+    assert OPENAI_CHAT.encode(completion, ctx) == {
+        "id": "chatcmpl-r1",
+        "object": "chat.completion",
+        "created": 1763166682,
+        "model": "123456789012-g6vkuhd609s4",
+        "choices": [
+            {
+                "index": 0,
+                "message": {
+                    "role": "assistant",
+                    "content": "A rainbow",
+                    "refusal": None,
+                    "annotations": None,
+                    "audio": None,
+                    "function_call": None,
+                    "tool_calls": [],
+                    "reasoning_content": None,
+                },
+                "logprobs": None,
+                "finish_reason": "length",
+                "stop_reason": None,
+                "token_ids": None,
+            }
+        ],
+        "service_tier": None,
+        "system_fingerprint": None,
+        "usage": {"prompt_tokens": 7, "total_tokens": 10, "completion_tokens": 3},
+        "prompt_logprobs": None,
+        "prompt_token_ids": None,
+        "kv_transfer_params": None,
+    }
+
+
+def test_an_answer_that_only_calls_tools_has_null_content(ctx, usage):
+    choice = Choice(index=0, text="", finish_reason="tool_calls", tool_calls=[CALL])
+    message = OPENAI_CHAT.encode(Completion(choices=[choice], usage=usage), ctx)["choices"][0]["message"]
+    assert (message["content"], message["tool_calls"]) == (None, [CALL])
+
+
+def test_the_role_is_in_the_first_delta_of_each_choice_only(ctx):
+    encoder = OPENAI_CHAT.stream(ctx)
+    pieces = [encoder.chunk(Chunk(text=t, index=i)) for t, i in [("a", 0), ("b", 0), ("c", 1)]]
+    assert [p and p["object"] for p in pieces] == ["chat.completion.chunk"] * 3
+    assert [p and p["choices"][0]["delta"] for p in pieces] == [
+        {"role": "assistant", "content": "a"},
+        {"content": "b"},
+        {"role": "assistant", "content": "c"},
+    ]
+
+
+def test_the_finishing_piece_is_held_back_and_comes_last(ctx, usage, timings):
+    encoder = OPENAI_CHAT.stream(ctx)
+    encoder.chunk(Chunk(text="a"))
+    assert encoder.chunk(Chunk(finish_reason="stop")) is None
+    assert encoder.chunk(Chunk(usage=usage)) is None
+    last = encoder.last(usage, timings)
+    assert last is not None
+    assert last["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]
+    assert encoder.usage_chunk(usage) is None
+
+
+def test_reasoning_and_tool_calls_are_deltas_of_their_own(ctx):
+    encoder = OPENAI_CHAT.stream(ctx)
+    encoder.chunk(Chunk(text="a"))
+    thought = encoder.chunk(Chunk(reasoning="hm"))
+    call = encoder.chunk(Chunk(tool_calls=[{"index": 0, **CALL}]))
+    assert thought is not None
+    assert call is not None
+    assert thought["choices"][0]["delta"] == {"reasoning_content": "hm"}
+    assert call["choices"][0]["delta"] == {"tool_calls": [{"index": 0, **CALL}]}
+
+
+def test_usage_follows_as_a_chunk_without_choices_when_asked_for(ctx_with_usage, usage):
+    closing = OPENAI_CHAT.stream(ctx_with_usage).usage_chunk(usage)
+    assert closing is not None
+    assert (closing["object"], closing["choices"]) == ("chat.completion.chunk", [])
+    assert closing["usage"] == {"prompt_tokens": 7, "total_tokens": 10, "completion_tokens": 3}
