@@ -1,0 +1,1 @@
+"""Inference engines behind one protocol: how a copy is started, asked and read."""

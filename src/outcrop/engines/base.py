@@ -1,0 +1,63 @@
+"""What the rest of the server knows of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
+
+from outcrop.inference.canonical import Chunk, Completion, GenerateRequest
+
+
+class Endpoint(Struct, frozen=True):
+    """Where a running copy listens, and the key that it asks for."""
+
+    base_url: str
+    secret: str
+
+
+class CopySpec(Struct, frozen=True):
+    """All that an engine needs to start one copy of a model."""
+
+    model_id: str
+    artifact: Path
+    context_tokens: int
+    slots: int
+    threads: int
+    kv_f32: bool
+
+
+class Engine(Protocol):
+    """One kind of engine: starts nothing itself, but says how to, and speaks to what was started.
+
+    Every failure leaves as an error of ``outcrop.errors``; no client library's exception escapes.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def command(self, spec: CopySpec) -> list[str]:
+        """The argument vector of a copy; never holds a secret."""
+        ...
+
+    def child_config(self, spec: CopySpec, secret: str) -> bytes:
+        """One line of JSON, newline included, that the copy reads from its standard input."""
+        ...
+
+    async def is_ready(self, endpoint: Endpoint) -> bool:
+        """Whether the copy answers requests now; False when it cannot be reached."""
+        ...
+
+    async def complete(self, endpoint: Endpoint, request: GenerateRequest) -> Completion: ...
+
+    def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """Chunks as the engine makes them. Closing it (``contextlib.aclosing``) ends the generation."""
+        ...
+
+    async def tokenize(self, endpoint: Endpoint, text: str) -> list[int]:
+        """Token ids of *text*, special tokens parsed, none added."""
+        ...
+
+    async def aclose(self) -> None: ...

@@ -1,0 +1,1 @@
+"""Where copies run: the launcher starts a process and stops it, and knows nothing of models."""

@@ -1,0 +1,52 @@
+"""Import jobs and imported models."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "import_jobs",
+        sa.Column("job_id", sa.String(12), primary_key=True),
+        sa.Column("account", sa.String(12), nullable=False),
+        sa.Column("job_name", sa.String(63), nullable=False),
+        sa.Column("model_name", sa.String(63), nullable=False),
+        sa.Column("model_id", sa.String(12), nullable=False),
+        sa.Column("role_arn", sa.String(2048), nullable=False),
+        sa.Column("s3_uri", sa.String(1024), nullable=False),
+        sa.Column("client_token", sa.String(256)),
+        sa.Column("request", sa.JSON, nullable=False),
+        sa.Column("phase", sa.String(16), nullable=False),
+        sa.Column("progress", sa.Float, nullable=False),
+        sa.Column("failure", sa.String(2048)),
+        sa.Column("timings", sa.JSON, nullable=False),
+        sa.Column("created_at", sa.Float, nullable=False),
+        sa.Column("modified_at", sa.Float, nullable=False),
+        sa.Column("ended_at", sa.Float),
+        sa.UniqueConstraint("account", "job_name", name="one_job_per_name"),
+        sa.UniqueConstraint("account", "client_token", name="one_job_per_token"),
+    )
+    op.create_table(
+        "imported_models",
+        sa.Column("model_id", sa.String(12), primary_key=True),
+        sa.Column("account", sa.String(12), nullable=False),
+        sa.Column("model_name", sa.String(63), nullable=False),
+        sa.Column("job_id", sa.String(12), nullable=False),
+        sa.Column("job_name", sa.String(63), nullable=False),
+        sa.Column("s3_uri", sa.String(1024), nullable=False),
+        sa.Column("architecture", sa.String(64), nullable=False),
+        sa.Column("instruct_supported", sa.Boolean, nullable=False),
+        sa.Column("model_units", sa.Integer, nullable=False),
+        sa.Column("artifact", sa.String(512), nullable=False),
+        sa.Column("facts", sa.JSON, nullable=False),
+        sa.Column("created_at", sa.Float, nullable=False),
+        sa.UniqueConstraint("account", "model_name", name="one_model_per_name"),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("imported_models")
+    op.drop_table("import_jobs")

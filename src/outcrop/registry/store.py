@@ -1,0 +1,211 @@
+"""The registry over SQLAlchemy Core.
+
+Writers are serialised by SQLite itself; a model and the end of its job are written in one transaction, so that no
+reader ever sees one without the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from outcrop.errors import JobNotFound, ModelNotFound, NameTaken
+from outcrop.ids import JobId, ModelId, import_job_id, imported_model_id
+from outcrop.registry.records import ImportedModel, ImportJob
+from outcrop.registry.schema import import_jobs, imported_models
+
+ENDED = ("COMPLETED", "FAILED")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """What a List call asks for; *after* is the (created_at, id) of the last row already given."""
+
+    limit: int
+    ascending: bool = False
+    created_after: float | None = None
+    created_before: float | None = None
+    name_contains: str | None = None
+    phases: Collection[str] | None = None
+    after: tuple[float, str] | None = None
+
+
+class Registry:
+    """Records of one installation; safe to call from several threads."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = sa.create_engine(url)
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _prepare_sqlite)
+
+    @classmethod
+    def open(cls, path: Path) -> Registry:
+        """The registry in the SQLite file *path*, migrated to the current schema."""
+        registry = cls(f"sqlite:///{path}")
+        registry.migrate()
+        path.chmod(0o600)
+        return registry
+
+    def migrate(self) -> None:
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(files("outcrop.registry") / "migrations"))
+        with self._engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # -- import jobs ------------------------------------------------------------------------------
+
+    def create_job(self, job: ImportJob) -> tuple[ImportJob, bool]:
+        """Store *job* and return (it, True); with a known client token, (the earlier job, False).
+
+        Raises NameTaken when a job or a model of that name exists, or a running job will make one.
+        """
+        with self._engine.begin() as db:
+            if job.client_token is not None:
+                row = db.execute(
+                    sa.select(import_jobs).where(
+                        import_jobs.c.account == job.account, import_jobs.c.client_token == job.client_token
+                    )
+                ).one_or_none()
+                if row is not None:
+                    return _job(row), False
+            if db.execute(
+                sa.select(import_jobs.c.job_id).where(
+                    import_jobs.c.account == job.account, import_jobs.c.job_name == job.job_name
+                )
+            ).first():
+                raise NameTaken(f"A model import job named {job.job_name!r} already exists. Choose another jobName.")
+            pending = sa.select(import_jobs.c.job_id).where(
+                import_jobs.c.account == job.account,
+                import_jobs.c.model_name == job.model_name,
+                import_jobs.c.phase.not_in(ENDED),
+            )
+            existing = sa.select(imported_models.c.model_id).where(
+                imported_models.c.account == job.account, imported_models.c.model_name == job.model_name
+            )
+            if db.execute(pending).first() or db.execute(existing).first():
+                raise NameTaken(
+                    f"An imported model named {job.model_name!r} already exists or is being imported. "
+                    "Choose another importedModelName or delete that model first."
+                )
+            db.execute(import_jobs.insert().values(**asdict(job)))
+        return job, True
+
+    def forget_job(self, job_id: JobId) -> None:
+        """Take back a job that was stored and not admitted."""
+        with self._engine.begin() as db:
+            db.execute(import_jobs.delete().where(import_jobs.c.job_id == job_id))
+
+    def update_job(self, job_id: JobId, **values: Any) -> None:
+        with self._engine.begin() as db:
+            db.execute(import_jobs.update().where(import_jobs.c.job_id == job_id).values(**values))
+
+    def job(self, account: str, identifier: str) -> ImportJob:
+        """The job with this ARN or name. Raises JobNotFound."""
+        job_id = import_job_id(identifier)
+        column = import_jobs.c.job_id == job_id if job_id else import_jobs.c.job_name == identifier
+        with self._engine.connect() as db:
+            row = db.execute(sa.select(import_jobs).where(import_jobs.c.account == account, column)).one_or_none()
+        if row is None:
+            raise JobNotFound(f"Could not find model import job {identifier}. Check the job ARN or name.")
+        return _job(row)
+
+    def jobs(self, account: str, page: Page) -> list[ImportJob]:
+        query = _paged(sa.select(import_jobs).where(import_jobs.c.account == account), import_jobs, "job", page)
+        with self._engine.connect() as db:
+            return [_job(row) for row in db.execute(query)]
+
+    def unfinished_jobs(self) -> list[ImportJob]:
+        """Jobs of every account that have not ended, oldest first: what a start takes up again."""
+        query = sa.select(import_jobs).where(import_jobs.c.phase.not_in(ENDED)).order_by(import_jobs.c.created_at)
+        with self._engine.connect() as db:
+            return [_job(row) for row in db.execute(query)]
+
+    # -- imported models --------------------------------------------------------------------------
+
+    def complete_job(self, model: ImportedModel, job_id: JobId, **values: Any) -> None:
+        """Register *model* and end its job in one transaction."""
+        with self._engine.begin() as db:
+            db.execute(imported_models.insert().values(**asdict(model)))
+            db.execute(import_jobs.update().where(import_jobs.c.job_id == job_id).values(**values))
+
+    def model(self, account: str, identifier: str) -> ImportedModel:
+        """The model with this ARN or name. Raises ModelNotFound."""
+        model_id = imported_model_id(identifier)
+        table = imported_models.c
+        column = table.model_id == model_id if model_id else table.model_name == identifier
+        with self._engine.connect() as db:
+            row = db.execute(sa.select(imported_models).where(table.account == account, column)).one_or_none()
+        if row is None:
+            raise ModelNotFound(f"Could not find imported model {identifier}. Check the model ARN or name.")
+        return _model(row)
+
+    def models(self, account: str, page: Page) -> list[ImportedModel]:
+        query = sa.select(imported_models).where(imported_models.c.account == account)
+        with self._engine.connect() as db:
+            return [_model(row) for row in db.execute(_paged(query, imported_models, "model", page))]
+
+    def all_models(self) -> list[ImportedModel]:
+        """Every model of every account: what the serving catalogue starts from."""
+        with self._engine.connect() as db:
+            return [_model(row) for row in db.execute(sa.select(imported_models))]
+
+    def delete_model(self, account: str, model_id: ModelId) -> None:
+        with self._engine.begin() as db:
+            db.execute(
+                imported_models.delete().where(
+                    imported_models.c.account == account, imported_models.c.model_id == model_id
+                )
+            )
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")  # an accepted job survives a power cut, not only a crash
+    cursor.execute("PRAGMA busy_timeout=10000")
+    cursor.close()
+
+
+def _paged(query: sa.Select[Any], table: sa.Table, kind: str, page: Page) -> sa.Select[Any]:
+    """*query* filtered and ordered by (created_at, id): keyset pages, stable when rows are added meanwhile."""
+    created, key, name = table.c.created_at, table.c[f"{kind}_id"], table.c[f"{kind}_name"]
+    if page.created_after is not None:
+        query = query.where(created > page.created_after)
+    if page.created_before is not None:
+        query = query.where(created < page.created_before)
+    if page.name_contains:
+        query = query.where(name.contains(page.name_contains, autoescape=True))
+    if page.phases is not None:
+        query = query.where(table.c.phase.in_(page.phases))
+    if page.after is not None:
+        position = sa.tuple_(created, key)
+        mark = sa.tuple_(sa.literal(page.after[0]), sa.literal(page.after[1]))
+        query = query.where(position > mark if page.ascending else position < mark)
+    order = (created.asc(), key.asc()) if page.ascending else (created.desc(), key.desc())
+    return query.order_by(*order).limit(page.limit)
+
+
+def _job(row: sa.Row[Any]) -> ImportJob:
+    return ImportJob(**_values(row))
+
+
+def _model(row: sa.Row[Any]) -> ImportedModel:
+    return ImportedModel(**_values(row))
+
+
+def _values(row: sa.Row[Any]) -> dict[str, Any]:
+    return {
+        str(name): value for name, value in row._mapping.items()
+    }  # SQLAlchemy's documented accessor, underscored to stay clear of column names

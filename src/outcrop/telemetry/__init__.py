@@ -1,0 +1,1 @@
+"""Metrics and logs: what operators look at. Never prompts, completions or credentials."""
