@@ -1,0 +1,208 @@
+"""From a request to a principal: SigV4 signatures and bearer keys. Anything else gets AWS's error and nothing more."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from hashlib import sha256
+from urllib.parse import parse_qs
+
+from outcrop.access.identities import AccessKey, CredentialStore, Principal
+from outcrop.awswire import sigv4
+from outcrop.awswire.sigv4 import ALGORITHM, Authorization, Scope
+from outcrop.errors import (
+    BadSignature,
+    ExpiredCredentials,
+    IncompleteSignature,
+    MissingCredentials,
+    UnknownCredentials,
+)
+
+MISMATCH = (
+    "The request signature we calculated does not match the signature you provided. Check your AWS Secret Access Key "
+    "and signing method. Consult the service documentation for details."
+)
+INVALID_TOKEN = "The security token included in the request is invalid."  # noqa: S105  (a message)
+SHORT_TERM_PREFIX = "bedrock-api-key-"
+SHORT_TERM_HOST = "bedrock.amazonaws.com"
+SHORT_TERM_MAX_S = 12 * 3600
+
+
+class Authenticator:
+    """Checks every request against a credential store; keeps derived day keys, never secrets of its own."""
+
+    def __init__(
+        self,
+        store: CredentialStore,
+        *,
+        region: str,
+        now: Callable[[], datetime],
+        services: Collection[str] = ("bedrock",),
+        max_skew_s: int = 300,
+    ) -> None:
+        self._store = store
+        self._region = region
+        self._now = now
+        self._services = frozenset(services)
+        self._max_skew = timedelta(seconds=max_skew_s)
+
+    def authenticate(
+        self, method: str, raw_path: bytes, query: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes
+    ) -> Principal:
+        """Who signed this request. Raises a NotAuthenticated error."""
+        merged = _merge(headers)
+        authorization = merged.get("authorization", "")
+        scheme, _, rest = authorization.partition(" ")
+        if scheme.lower() == "bearer":
+            return self._bearer(rest.strip())
+        if scheme == ALGORITHM:
+            return self._signed(method, raw_path, query, merged, body, Authorization.parse(authorization))
+        if authorization:
+            raise IncompleteSignature(f"Authorization header must begin with '{ALGORITHM}' or 'Bearer'.")
+        raise MissingCredentials("Missing Authentication Token")
+
+    def _signed(
+        self,
+        method: str,
+        raw_path: bytes,
+        query: bytes,
+        headers: dict[str, str],
+        body: bytes,
+        given: Authorization,
+    ) -> Principal:
+        timestamp = headers.get("x-amz-date")
+        if timestamp is None:
+            raise IncompleteSignature("Authorization header requires existence of an 'X-Amz-Date' header.")
+        signed = given.signed_headers
+        if "x-amz-date" not in signed or not ("host" in signed or ":authority" in signed):
+            raise IncompleteSignature("'Host' or ':authority' and 'X-Amz-Date' must be signed headers.")
+        key = self._active_key(given.scope.access_key_id)
+        if "x-amz-security-token" in headers:
+            raise UnknownCredentials(INVALID_TOKEN)  # no session tokens are issued by this installation
+        self._check_scope(given.scope, timestamp)
+        self._check_skew(timestamp)
+        actual = sha256(body).hexdigest()
+        if headers.get("x-amz-content-sha256", actual) != actual:
+            raise BadSignature(MISMATCH)
+        request = sigv4.canonical_request(
+            method,
+            sigv4.canonical_path(raw_path.decode("latin-1")),
+            sigv4.canonical_query(query.decode("latin-1")),
+            sigv4.canonical_headers(signed, headers),
+            signed,
+            actual,
+        )
+        self._compare(key, given.scope, timestamp, request, given.signature)
+        return key.principal
+
+    def _bearer(self, token: str) -> Principal:
+        if token.startswith(SHORT_TERM_PREFIX):
+            return self._short_term(token.removeprefix(SHORT_TERM_PREFIX))
+        key = self._store.bearer_key(sha256(token.encode()).hexdigest())
+        if key is None or not key.is_active:
+            raise UnknownCredentials(INVALID_TOKEN)
+        if key.expires_at is not None and key.expires_at <= self._now():
+            raise ExpiredCredentials("The security token included in the request is expired.")
+        return key.principal
+
+    def _short_term(self, encoded: str) -> Principal:
+        """A short-term Bedrock key is a presigned POST of CallWithBearerToken: it needs no table of issued keys."""
+        try:
+            url = base64.b64decode(encoded, validate=True).decode("ascii")
+            host_path, _, query = url.partition("?")
+            fields = {name: values[0] for name, values in parse_qs(query, strict_parsing=True).items()}
+            scope = Scope.parse(fields["X-Amz-Credential"])
+            timestamp, lifetime_s = fields["X-Amz-Date"], int(fields["X-Amz-Expires"])
+            given, signed = fields["X-Amz-Signature"], tuple(fields["X-Amz-SignedHeaders"].split(";"))
+        except (binascii.Error, ValueError, KeyError) as exc:
+            raise UnknownCredentials(INVALID_TOKEN) from exc
+        is_ours = host_path.rstrip("/") == SHORT_TERM_HOST and fields.get("Action") == "CallWithBearerToken"
+        if not is_ours or "host" not in signed or not 0 < lifetime_s <= SHORT_TERM_MAX_S:
+            raise UnknownCredentials(INVALID_TOKEN)
+        key = self._active_key(scope.access_key_id)
+        if "X-Amz-Security-Token" in fields:
+            raise UnknownCredentials(INVALID_TOKEN)
+        self._check_scope(scope, timestamp)
+        begin = _parse_time(timestamp)
+        now = self._now()
+        if now > begin + timedelta(seconds=lifetime_s):
+            raise ExpiredCredentials("The security token included in the request is expired.")
+        if begin > now + self._max_skew:
+            raise BadSignature(f"Signature not yet current: {timestamp} is still later than {_stamp(now)}.")
+        kept = "&".join(f for f in query.split("&") if not f.startswith(("X-Amz-Signature=", "Version=")))
+        request = sigv4.canonical_request(
+            "POST",
+            "/",
+            sigv4.canonical_query(kept),
+            sigv4.canonical_headers(signed, {"host": SHORT_TERM_HOST}),
+            signed,
+            sha256(b"").hexdigest(),
+        )
+        self._compare(key, scope, timestamp, request, given)
+        return key.principal
+
+    def _active_key(self, access_key_id: str) -> AccessKey:
+        key = self._store.access_key(access_key_id)
+        if key is None or not key.is_active:
+            raise UnknownCredentials(INVALID_TOKEN)
+        return key
+
+    def _check_scope(self, scope: Scope, timestamp: str) -> None:
+        if scope.service not in self._services:
+            wanted = "' or '".join(sorted(self._services))
+            raise BadSignature(f"Credential should be scoped to correct service: '{wanted}'.")
+        if scope.region != self._region:
+            raise BadSignature(f"Credential should be scoped to a valid region, not '{scope.region}'.")
+        if not timestamp.startswith(scope.date):
+            raise BadSignature(
+                "Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP: "
+                f"'{scope.date}' != '{timestamp[:8]}'."
+            )
+
+    def _check_skew(self, timestamp: str) -> None:
+        signed_at, now = _parse_time(timestamp), self._now()
+        minutes = self._max_skew // timedelta(minutes=1)
+        if signed_at < now - self._max_skew:
+            earliest = _stamp(now - self._max_skew)
+            raise BadSignature(
+                f"Signature expired: {timestamp} is now earlier than {earliest} ({_stamp(now)} - {minutes} min.)"
+            )
+        if signed_at > now + self._max_skew:
+            latest = _stamp(now + self._max_skew)
+            raise BadSignature(
+                f"Signature not yet current: {timestamp} is still later than {latest} ({_stamp(now)} + {minutes} min.)"
+            )
+
+    def _compare(self, key: AccessKey, scope: Scope, timestamp: str, request: str, given: str) -> None:
+        text = sigv4.string_to_sign(timestamp, scope, request)
+        expected = sigv4.signature(_day_key(key.secret_access_key, scope), text)
+        if not hmac.compare_digest(expected.encode(), given.encode()):
+            raise BadSignature(MISMATCH)
+
+
+@lru_cache(maxsize=1024)
+def _day_key(secret: str, scope: Scope) -> bytes:
+    return sigv4.signing_key(secret, scope)
+
+
+def _merge(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    merged: dict[str, str] = {}
+    for raw_name, raw_value in headers:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1").strip()
+        merged[name] = f"{merged[name]},{value}" if name in merged else value
+    return merged
+
+
+def _parse_time(timestamp: str) -> datetime:
+    try:
+        return datetime.strptime(timestamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    except ValueError as exc:
+        raise IncompleteSignature(f"Date must be in ISO-8601 'basic format', got '{timestamp[:40]}'.") from exc
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.strftime("%Y%m%dT%H%M%SZ")

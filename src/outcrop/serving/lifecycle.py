@@ -1,0 +1,33 @@
+"""Every legal move of a model copy; nothing else sets a state. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class State(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+NEXT: Mapping[State, frozenset[State]] = {
+    State.STARTING: frozenset({State.READY, State.FAILED, State.STOPPED}),
+    State.READY: frozenset({State.DRAINING, State.FAILED}),
+    State.DRAINING: frozenset({State.STOPPED, State.FAILED}),
+    State.STOPPED: frozenset(),
+    State.FAILED: frozenset(),
+}
+
+
+class IllegalTransition(ValueError):
+    """A defect of our own: the table has no such move."""
+
+
+def advance(state: State, to: State) -> State:
+    if to not in NEXT[state]:
+        raise IllegalTransition(f"{state} -> {to}")
+    return to
