@@ -1,0 +1,146 @@
+"""InvokeModel, Converse and their streams, in the shapes of ``bedrock-runtime/2023-09-30``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+
+from outcrop.access.identities import Principal
+from outcrop.api.generation import Generation, Measured, usage_or_zero
+from outcrop.api.http import Response, Stream
+from outcrop.api.wire_errors import AWS, wire_error
+from outcrop.awswire.eventstream import encode_chunk, encode_event, encode_exception
+from outcrop.errors import EngineFault, MalformedBody, ServiceError, ServiceFault
+from outcrop.inference import converse
+from outcrop.inference.answer import AnswerContext, invocation_metrics
+from outcrop.inference.canonical import Chunk, ModelFacts, Usage
+from outcrop.inference.route import dialect_for
+from outcrop.serving.catalogue import Catalogue
+
+Handler = Callable[[Mapping[str, Any], Principal, Measured], Awaitable[Response | Stream | dict[str, Any]]]
+EVENT_STREAM = "application/vnd.amazon.eventstream"
+INVOKE_METRICS = "amazon-bedrock-invocationMetrics"
+
+# Operation -> method of BedrockRuntime. The compatibility page is made from this.
+OPERATIONS = {
+    "InvokeModel": "invoke",
+    "InvokeModelWithResponseStream": "invoke_stream",
+    "Converse": "converse",
+    "ConverseStream": "converse_stream",
+}
+
+# What an error becomes once a stream is open; anything else is an internalServerException.
+_IN_STREAM = {
+    "ValidationException": "validationException",
+    "ThrottlingException": "throttlingException",
+    "ServiceUnavailableException": "serviceUnavailableException",
+    "ModelErrorException": "modelStreamErrorException",
+    "ModelTimeoutException": "modelStreamErrorException",
+}
+
+
+class BedrockRuntime:
+    """The inference operations; parameters are already parsed and validated against the service model."""
+
+    def __init__(self, catalogue: Catalogue, generation: Generation) -> None:
+        self._catalogue = catalogue
+        self._generation = generation
+        self.handlers: dict[str, Handler] = {name: getattr(self, method) for name, method in OPERATIONS.items()}
+
+    async def invoke(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> Response:
+        served = self._catalogue.find(principal.account, params["modelId"])
+        body = _json_body(params.get("body", b""))
+        dialect = dialect_for(body)
+        request = dialect.decode(body, served.facts)
+        completion = await self._generation.complete(served, request, measured)
+        answer = dialect.encode(completion, _context(served.facts, measured))
+        headers = [
+            ("content-type", "application/json"),
+            ("x-amzn-bedrock-input-token-count", str(completion.usage.prompt_tokens)),
+            ("x-amzn-bedrock-output-token-count", str(completion.usage.completion_tokens)),
+            ("x-amzn-bedrock-invocation-latency", str(measured.timings().latency_ms)),
+            ("x-outcrop-gateway-ms", f"{measured.gateway_ms():.3f}"),
+        ]
+        return Response(200, headers, msgspec.json.encode(answer))
+
+    async def invoke_stream(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> Stream:
+        served = self._catalogue.find(principal.account, params["modelId"])
+        body = _json_body(params.get("body", b""))
+        dialect = dialect_for(body)
+        chunks = await self._generation.stream(served, dialect.decode(body, served.facts), measured)
+        encoder = dialect.stream(_context(served.facts, measured))
+
+        async def parts() -> AsyncIterator[bytes]:
+            usage: Usage | None = None
+            async with aclosing(chunks):  # type: ignore[type-var]
+                try:
+                    async for chunk in chunks:
+                        usage = chunk.usage or usage
+                        if (payload := encoder.chunk(chunk)) is not None:
+                            yield encode_chunk(msgspec.json.encode(payload))
+                except ServiceError as exc:
+                    yield _stream_error(exc)
+                    return
+            timings = measured.timings()
+            last = encoder.last(usage_or_zero(usage), timings) or {}
+            last[INVOKE_METRICS] = invocation_metrics(usage_or_zero(usage), timings)
+            yield encode_chunk(msgspec.json.encode(last))
+
+        headers = [("content-type", EVENT_STREAM), ("x-amzn-bedrock-content-type", "application/json")]
+        return Stream(200, headers, parts())
+
+    async def converse(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> dict[str, Any]:
+        served = self._catalogue.find(principal.account, params["modelId"])
+        request = converse.decode(params, served.facts)
+        completion = await self._generation.complete(served, request, measured)
+        return converse.encode(completion, measured.timings())
+
+    async def converse_stream(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> Stream:
+        served = self._catalogue.find(principal.account, params["modelId"])
+        chunks = await self._generation.stream(served, converse.decode(params, served.facts), measured)
+        return Stream(200, [("content-type", EVENT_STREAM)], _converse_parts(chunks, measured))
+
+
+async def _converse_parts(chunks: AsyncIterator[Chunk], measured: Measured) -> AsyncIterator[bytes]:
+    encoder = converse.stream()
+    usage: Usage | None = None
+    async with aclosing(chunks):  # type: ignore[type-var]
+        yield _events(encoder.start())
+        try:
+            async for chunk in chunks:
+                usage = chunk.usage or usage
+                if events := encoder.chunk(chunk):
+                    yield _events(events)
+        except ServiceError as exc:
+            yield _stream_error(exc)
+            return
+    yield _events(encoder.end(usage_or_zero(usage), measured.timings()))
+
+
+def _events(events: list[tuple[str, dict[str, Any]]]) -> bytes:
+    return b"".join(encode_event(kind, msgspec.json.encode(payload)) for kind, payload in events)
+
+
+def _stream_error(exc: ServiceError) -> bytes:
+    kind = _IN_STREAM.get(wire_error(exc, AWS)[0], "internalServerException")
+    message = exc.message if not isinstance(exc, ServiceFault) else "The server failed while streaming."
+    extra = {"originalStatusCode": exc.engine_status} if isinstance(exc, EngineFault) and exc.engine_status else None
+    return encode_exception(kind, message, extra)
+
+
+def _json_body(raw: bytes) -> dict[str, Any]:
+    try:
+        body = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise MalformedBody(f"Malformed input request, please reformat your input and try again: {exc}") from exc
+    if not isinstance(body, dict):
+        raise MalformedBody("Malformed input request: the body must be a JSON object.")
+    return body
+
+
+def _context(facts: ModelFacts, measured: Measured) -> AnswerContext:
+    label = f"{facts.account}-{facts.model_id}"  # AWS's own form, "Advanced API features for imported models"
+    return AnswerContext(request_id=measured.request_id, model_label=label, created=measured.created)

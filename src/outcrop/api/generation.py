@@ -1,0 +1,142 @@
+"""What every inference route shares: hold for a copy, generate, retry a copy that died, measure, record once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from outcrop.errors import EngineFault, ServiceError
+from outcrop.inference.answer import Timings
+from outcrop.inference.canonical import Chunk, Completion, GenerateRequest, Usage
+from outcrop.serving.catalogue import Served
+from outcrop.serving.fleet import Fleet, Lease
+from outcrop.settings import Settings
+from outcrop.telemetry.metrics import Metrics
+
+ATTEMPTS = 2  # a copy that dies before its first byte costs the caller nothing: another one answers
+
+
+@dataclass(slots=True)
+class Measured:
+    """Where the time of one request went, in seconds."""
+
+    started: float
+    request_id: str
+    created: int  # seconds since the epoch
+    held_s: float = 0.0
+    engine_s: float = 0.0
+    first_byte_at: float | None = None
+
+    def timings(self) -> Timings:
+        first = None if self.first_byte_at is None else round((self.first_byte_at - self.started) * 1000)
+        return Timings(round((time.perf_counter() - self.started) * 1000), first)
+
+    def gateway_ms(self) -> float:
+        """What this server added: all but waiting for a copy and for the engine."""
+        return (time.perf_counter() - self.started - self.held_s - self.engine_s) * 1000
+
+
+class Generation:
+    """Runs canonical requests on copies. Holds no state of its own between requests."""
+
+    def __init__(self, fleet: Fleet, settings: Settings, metrics: Metrics) -> None:
+        self._fleet = fleet
+        self._settings = settings
+        self._metrics = metrics
+
+    async def complete(self, served: Served, request: GenerateRequest, measured: Measured) -> Completion:
+        """The whole answer. A copy that breaks mid-way is retried once on another one: nothing was sent yet."""
+        outcome = "cancelled"
+        completion: Completion | None = None
+        try:
+            for attempt in range(1, ATTEMPTS + 1):
+                lease = await self._acquire(served, measured)
+                begun = time.perf_counter()
+                try:
+                    completion = await lease.engine.complete(lease.endpoint, request)
+                    break
+                except EngineFault as exc:
+                    if exc.engine_status is None:
+                        lease.report_broken()
+                    if exc.engine_status is not None or attempt == ATTEMPTS:
+                        raise
+                finally:
+                    lease.release()
+                    measured.engine_s += time.perf_counter() - begun
+            outcome = "ok"
+        except ServiceError as exc:
+            outcome = type(exc).__name__
+            raise
+        finally:
+            self._metrics.request(served.facts.name, outcome, measured, completion.usage if completion else None)
+        assert completion is not None
+        return completion
+
+    async def stream(self, served: Served, request: GenerateRequest, measured: Measured) -> AsyncIterator[Chunk]:
+        """The answer's chunks; returns only when the first is there, so that earlier failures are plain errors."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                lease = await self._acquire(served, measured)
+            except ServiceError as exc:
+                self._metrics.request(served.facts.name, type(exc).__name__, measured, None)
+                raise
+            chunks = lease.engine.stream(lease.endpoint, request)
+            begun = time.perf_counter()
+            try:
+                first = await anext(chunks)
+            except BaseException as exc:
+                await _close(chunks)
+                if isinstance(exc, EngineFault) and exc.engine_status is None:
+                    lease.report_broken()
+                lease.release()
+                if isinstance(exc, EngineFault) and exc.engine_status is None and attempt < ATTEMPTS:
+                    continue
+                self._metrics.request(served.facts.name, type(exc).__name__, measured, None)
+                if isinstance(exc, StopAsyncIteration):
+                    raise EngineFault("The engine ended its answer before the first token.") from exc
+                raise
+            measured.first_byte_at = time.perf_counter()
+            measured.engine_s += measured.first_byte_at - begun
+            return self._rest(served, first, chunks, measured, lease.release)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _rest(
+        self,
+        served: Served,
+        first: Chunk,
+        chunks: AsyncIterator[Chunk],
+        measured: Measured,
+        release: Callable[[], None],
+    ) -> AsyncIterator[Chunk]:
+        outcome, usage = "cancelled", None
+        try:
+            async with aclosing(chunks):  # type: ignore[type-var]  # an async generator: closing it aborts
+                usage = first.usage
+                yield first
+                async for chunk in chunks:
+                    usage = chunk.usage or usage
+                    yield chunk
+            outcome = "ok"
+        except ServiceError as exc:
+            outcome = type(exc).__name__
+            raise
+        finally:
+            release()
+            self._metrics.request(served.facts.name, outcome, measured, usage)
+
+    async def _acquire(self, served: Served, measured: Measured) -> Lease:
+        asked = time.perf_counter()
+        try:
+            return await self._fleet.acquire(served.spec, hold_s=self._settings.hold_limit_s)
+        finally:
+            measured.held_s += time.perf_counter() - asked
+
+
+async def _close(chunks: AsyncIterator[Chunk]) -> None:
+    await chunks.aclose()  # type: ignore[attr-defined]  # engines give async generators
+
+
+def usage_or_zero(usage: Usage | None) -> Usage:
+    return usage if usage is not None else Usage(prompt_tokens=0, completion_tokens=0)

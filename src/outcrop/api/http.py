@@ -1,0 +1,128 @@
+"""Requests and responses over ASGI, thin: the raw path is kept, bodies are bounded, a client that left is noticed.
+
+ASGI and not Granian's own RSGI: RSGI hands out the decoded path only, and both routing of ARNs and the signature
+need the raw one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from outcrop.errors import BodyTooLarge
+
+Headers = Sequence[tuple[str, str]]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+_DISCARD_BYTES = 100_000_000  # read and drop this much of a refused body, so that the client hears the answer
+
+
+class Request:
+    """One HTTP request. Header names are lower case; *raw_path* is as it came over the wire."""
+
+    __slots__ = ("_headers", "_receive", "headers", "method", "query", "raw_path", "request_id", "started")
+
+    def __init__(self, scope: dict[str, Any], receive: Receive) -> None:
+        self.method: str = scope["method"]
+        self.raw_path: bytes = scope["raw_path"].partition(b"?")[0]
+        self.query: bytes = scope["query_string"]
+        self.headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self.request_id = str(uuid.uuid4())
+        self.started = time.perf_counter()
+        self._receive = receive
+        self._headers: dict[str, str] | None = None
+
+    def header_map(self) -> dict[str, str]:
+        """Headers by lower-case name; repeated ones joined by a comma."""
+        if self._headers is None:
+            merged: dict[str, str] = {}
+            for raw_name, raw_value in self.headers:
+                name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+                merged[name] = f"{merged[name]},{value}" if name in merged else value
+            self._headers = merged
+        return self._headers
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body. Raises BodyTooLarge over *limit* bytes, ClientGone when the client leaves first."""
+        declared = self.header_map().get("content-length", "0")
+        too_large = declared.isdigit() and int(declared) > limit
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            size += len(part)
+            too_large = too_large or size > limit
+            if too_large:
+                parts.clear()
+            else:
+                parts.append(part)
+            if not message.get("more_body", False) or (too_large and size > _DISCARD_BYTES):
+                break
+        if too_large:
+            raise BodyTooLarge(f"The request body is larger than the limit of {limit} bytes. Send a smaller body.")
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def disconnected(self) -> None:
+        """Return when the client has left; call it only after the body was read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+class ClientGone(Exception):
+    """The client hung up; nobody is left to answer."""
+
+
+@dataclass(slots=True)
+class Response:
+    status: int
+    headers: Headers
+    body: bytes = b""
+
+
+@dataclass(slots=True)
+class Stream:
+    """A response whose *parts* are sent as they come; the iterator is closed when the client leaves."""
+
+    status: int
+    headers: Headers
+    parts: AsyncIterator[bytes] = field(repr=False)
+
+
+async def respond(response: Response | Stream, request_id: str, send: Send) -> None:
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
+    headers.append((b"x-amzn-requestid", request_id.encode()))
+    if isinstance(response, Response):
+        headers.append((b"content-length", str(len(response.body)).encode()))
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body})
+        return
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    async with aclosing(response.parts) as parts:  # type: ignore[type-var]  # an async generator, always
+        async for part in parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def while_connected(request: Request, work: Awaitable[None]) -> None:
+    """Run *work*, cancelling it as soon as the client hangs up."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.disconnected())
+    gone.add_done_callback(lambda _: task.cancel())
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not (gone.done() and not gone.cancelled()):
+            task.cancel()
+            raise
+        raise ClientGone from None
+    finally:
+        gone.cancel()

@@ -1,0 +1,104 @@
+"""The OpenAI API under ``/v1``: chat completions, completions, models. Bearer key."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+
+from outcrop.access.identities import Principal
+from outcrop.api.generation import Generation, Measured, usage_or_zero
+from outcrop.api.http import Response, Stream
+from outcrop.api.wire_errors import openai_error
+from outcrop.errors import InvalidRequest, MalformedBody, ServiceError
+from outcrop.inference.answer import AnswerContext
+from outcrop.inference.openai_chat import OpenAIChat
+from outcrop.inference.openai_completion import OpenAICompletion
+from outcrop.serving.catalogue import Catalogue, Served
+
+
+class OpenAI:
+    def __init__(self, catalogue: Catalogue, generation: Generation) -> None:
+        self._catalogue = catalogue
+        self._generation = generation
+        self._chat = OpenAIChat()
+        self._completion = OpenAICompletion()
+
+    def models(self, principal: Principal) -> Response:
+        data = [_model(served) for served in self._catalogue.all(principal.account)]
+        return _json({"object": "list", "data": data})
+
+    def model(self, principal: Principal, name: str) -> Response:
+        return _json(_model(self._catalogue.find(principal.account, name)))
+
+    async def generate(self, kind: str, raw: bytes, principal: Principal, measured: Measured) -> Response | Stream:
+        """Answer ``/v1/chat/completions`` (*kind* ``chat``) or ``/v1/completions``."""
+        body = _body(raw)
+        name = body.get("model")
+        if not isinstance(name, str) or not name:
+            raise InvalidRequest("model is required: the name or ARN of an imported model.")
+        served = self._catalogue.find(principal.account, name)
+        dialect = self._chat if kind == "chat" else self._completion
+        request = dialect.decode(body, served.facts)
+        options = body.get("stream_options") or {}
+        context = AnswerContext(
+            request_id=measured.request_id,
+            model_label=name,
+            created=measured.created,
+            include_usage=isinstance(options, dict) and bool(options.get("include_usage")),
+        )
+        if not body.get("stream"):
+            completion = await self._generation.complete(served, request, measured)
+            answer = dialect.encode(completion, context)
+            return _json(answer, [("x-outcrop-gateway-ms", f"{measured.gateway_ms():.3f}")])
+        chunks = await self._generation.stream(served, request, measured)
+        encoder = dialect.stream(context)
+
+        async def parts() -> AsyncIterator[bytes]:
+            usage = None
+            async with aclosing(chunks):  # type: ignore[type-var]
+                try:
+                    async for chunk in chunks:
+                        usage = chunk.usage or usage
+                        if (payload := encoder.chunk(chunk)) is not None:
+                            yield _sse(payload)
+                except ServiceError as exc:
+                    yield b"data: " + openai_error(exc).body + b"\n\n"
+                    return
+            last = encoder.last(usage_or_zero(usage), measured.timings())
+            for payload in (last, encoder.usage_chunk(usage_or_zero(usage))):
+                if payload is not None:
+                    yield _sse(payload)
+            yield b"data: [DONE]\n\n"
+
+        headers = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
+        return Stream(200, headers, parts())
+
+
+def _sse(payload: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(payload) + b"\n\n"
+
+
+def _json(value: Any, headers: list[tuple[str, str]] | None = None) -> Response:
+    return Response(200, [("content-type", "application/json"), *(headers or [])], msgspec.json.encode(value))
+
+
+def _model(served: Served) -> dict[str, Any]:
+    return {
+        "id": served.record.model_name,
+        "object": "model",
+        "created": int(served.record.created_at),
+        "owned_by": served.record.account,
+    }
+
+
+def _body(raw: bytes) -> dict[str, Any]:
+    try:
+        body = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise MalformedBody(f"The body is not valid JSON: {exc}") from exc
+    if not isinstance(body, dict):
+        raise MalformedBody("The body must be a JSON object.")
+    return body

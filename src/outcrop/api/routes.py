@@ -1,0 +1,156 @@
+"""The steps a request passes, in one place: authenticate, route, parse, handle, answer in the caller's dialect."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+import structlog
+
+from outcrop.access.authenticate import Authenticator
+from outcrop.access.identities import Principal
+from outcrop.api.admin import Admin
+from outcrop.api.bedrock import Bedrock
+from outcrop.api.bedrock_runtime import BedrockRuntime
+from outcrop.api.generation import Measured
+from outcrop.api.http import ClientGone, Receive, Request, Response, Send, Stream, respond, while_connected
+from outcrop.api.openai import OpenAI
+from outcrop.api.wire_errors import aws_error, openai_error
+from outcrop.awswire.parse import request as parse_request
+from outcrop.awswire.serialize import serialize_response
+from outcrop.awswire.service import Router
+from outcrop.errors import NotFound, ServiceError, ServiceFault, UnknownOperation
+from outcrop.telemetry.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+_JSON = [("content-type", "application/json")]
+_TEXT = [("content-type", "text/plain; charset=utf-8")]
+
+
+class Gateway:
+    """The ASGI application: every front door behind one port."""
+
+    def __init__(
+        self,
+        *,
+        authenticator: Authenticator,
+        router: Router,
+        bedrock: Bedrock,
+        runtime: BedrockRuntime,
+        openai: OpenAI,
+        admin: Admin,
+        metrics: Metrics,
+        max_body_bytes: int,
+        is_ready: Callable[[], bool],
+    ) -> None:
+        self._authenticator = authenticator
+        self._router = router
+        self._bedrock = bedrock
+        self._runtime = runtime
+        self._openai = openai
+        self._admin = admin
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+        self._is_ready = is_ready
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        try:
+            await self._serve(request, send)
+        except ClientGone:
+            return
+
+    async def _serve(self, request: Request, send: Send) -> None:
+        path = request.raw_path.decode("latin-1")
+        if path in ("/healthz", "/readyz"):
+            is_well = path == "/healthz" or self._is_ready()
+            await respond(Response(200 if is_well else 503, _TEXT, b"ok" if is_well else b"starting"), "-", send)
+            return
+        is_openai = path.startswith("/v1/")
+        to_wire = openai_error if is_openai else aws_error
+        body: bytes | None = None
+        try:
+            body = await request.body(self._max_body_bytes)
+            principal = self._authenticator.authenticate(
+                request.method, request.raw_path, request.query, request.headers, body
+            )
+        except ServiceError as exc:
+            await respond(to_wire(exc), request.request_id, send)
+            return
+        handle = self._openai_route if is_openai else self._own_route if _is_own(path) else self._aws_route
+        await while_connected(request, self._answer(handle(request, path, body, principal), to_wire, request, send))
+
+    async def _answer(
+        self,
+        handled: Awaitable[Response | Stream],
+        to_wire: Callable[[ServiceError], Response],
+        request: Request,
+        send: Send,
+    ) -> None:
+        response: Response | Stream
+        try:
+            response = await handled
+        except ServiceError as exc:
+            response = to_wire(exc)
+        except Exception:
+            log.exception("a request hit a defect", request_id=request.request_id)
+            response = to_wire(ServiceFault("The server failed on this request; its log has the details."))
+        await respond(response, request.request_id, send)
+
+    async def _aws_route(self, request: Request, path: str, body: bytes, principal: Principal) -> Response | Stream:
+        match = self._router.match(request.method, path)
+        if match is None:
+            raise UnknownOperation(f"No operation is bound to {request.method} {path[:200]}.")
+        operation, labels = match
+        is_runtime = operation.service == "bedrock-runtime"
+        if operation.name not in (self._runtime.handlers if is_runtime else self._bedrock.handlers):
+            raise UnknownOperation(f"{operation.name} is not implemented by this service.")
+        params = parse_request(operation, labels, request.query.decode("latin-1"), request.header_map(), body)
+        if is_runtime:
+            measured = _measured(request)
+            answer = await self._runtime.handlers[operation.name](params, principal, measured)
+            if not isinstance(answer, dict):
+                return answer
+            extra = [("x-outcrop-gateway-ms", f"{measured.gateway_ms():.3f}")]
+        else:
+            answer, extra = await self._bedrock.handlers[operation.name](params, principal), []
+        status, headers, payload = serialize_response(operation, answer)
+        return Response(status, [*headers, *extra], payload)
+
+    async def _openai_route(self, request: Request, path: str, body: bytes, principal: Principal) -> Response | Stream:
+        match request.method, path:
+            case "POST", "/v1/chat/completions":
+                return await self._openai.generate("chat", body, principal, _measured(request))
+            case "POST", "/v1/completions":
+                return await self._openai.generate("completion", body, principal, _measured(request))
+            case "GET", "/v1/models":
+                return self._openai.models(principal)
+            case "GET", _ if path.startswith("/v1/models/"):
+                return self._openai.model(principal, unquote(path.removeprefix("/v1/models/")))
+        raise UnknownOperation(f"Invalid URL ({request.method} {path[:200]}).")
+
+    async def _own_route(self, request: Request, path: str, body: bytes, principal: Principal) -> Response:
+        if request.method == "GET" and path == "/metrics":
+            return Response(200, [("content-type", "text/plain; version=0.0.4; charset=utf-8")], self._metrics.text())
+        if request.method == "GET" and path == "/outcrop/v1/status":
+            return Response(200, _JSON, msgspec.json.encode(self._admin.status(principal)))
+        job = re.fullmatch(r"/outcrop/v1/import-jobs/([^/]+)", path)
+        if request.method == "GET" and job:
+            found = await self._admin.import_job(principal, unquote(job.group(1)))
+            return Response(200, _JSON, msgspec.json.encode(found))
+        raise NotFound(f"There is nothing at {request.method} {path[:200]}.")
+
+
+def _is_own(path: str) -> bool:
+    return path == "/metrics" or path.startswith("/outcrop/")
+
+
+def _measured(request: Request) -> Measured:
+    return Measured(started=request.started, request_id=request.request_id, created=int(time.time()))

@@ -1,0 +1,199 @@
+"""The composition root: alone wires rooms together, opens the port and closes everything in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+from granian.constants import Interfaces
+from granian.server.embed import Server
+
+from outcrop.access.authenticate import Authenticator
+from outcrop.access.bootstrap import load_or_create
+from outcrop.access.certificates import ensure_certificate
+from outcrop.api.admin import Admin
+from outcrop.api.bedrock import Bedrock
+from outcrop.api.bedrock_runtime import BedrockRuntime
+from outcrop.api.generation import Generation
+from outcrop.api.openai import OpenAI
+from outcrop.api.routes import Gateway
+from outcrop.awswire.service import Router, Service
+from outcrop.engines.llama_cpp import LlamaCpp
+from outcrop.errors import BadSetting
+from outcrop.importing.jobs import Importer
+from outcrop.importing.weights import WeightStore, write_atomically
+from outcrop.launchers.local import LocalLauncher
+from outcrop.registry.records import ImportedModel
+from outcrop.registry.store import Registry
+from outcrop.serving.catalogue import Catalogue
+from outcrop.serving.fleet import Fleet
+from outcrop.settings import Settings
+from outcrop.telemetry import logs
+from outcrop.telemetry.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+BACKLOG = 1024
+
+
+def serve(settings: Settings) -> int:
+    """Run a server until SIGTERM or SIGINT; the exit status."""
+    logs.configure(settings.log_level, as_json=settings.log_json)
+    return asyncio.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    async with running(settings) as url:
+        log.info("outcrop is serving", url=url, home=str(settings.home))
+        await stop.wait()
+        log.info("draining", limit_s=settings.drain_s)
+    return 0
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[str]:
+    """A whole server inside this event loop; yields its URL once it answers. Leaving drains and closes it."""
+    _prepare_home(settings.home)
+    for folder in (settings.buckets, settings.run, settings.logs):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _only_server_of(settings.home):
+        credentials = load_or_create(settings.home, settings.account, settings.region)
+        registry = await asyncio.to_thread(Registry.open, settings.database)
+        store = await asyncio.to_thread(WeightStore, settings.store)
+        metrics = Metrics()
+        catalogue = Catalogue(settings, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        catalogue.load(await asyncio.to_thread(registry.all_models))
+        engine = LlamaCpp(request_timeout_s=settings.request_timeout_s)
+        fleet = Fleet(engine, LocalLauncher(), settings=settings)
+
+        async def on_model(model: ImportedModel) -> None:
+            catalogue.add(model)
+
+        importer = Importer(
+            settings=settings, registry=registry, store=store, fleet=fleet, spec=catalogue.spec, on_model=on_model
+        )
+        generation = Generation(fleet, settings, metrics)
+        is_ready = False
+        gateway = Gateway(
+            authenticator=Authenticator(credentials.store(), region=settings.region, now=lambda: datetime.now(UTC)),
+            router=Router([Service("bedrock"), Service("bedrock-runtime")]),
+            bedrock=Bedrock(
+                region=settings.region,
+                registry=registry,
+                importer=importer,
+                catalogue=catalogue,
+                fleet=fleet,
+                store=store,
+            ),
+            runtime=BedrockRuntime(catalogue, generation),
+            openai=OpenAI(catalogue, generation),
+            admin=Admin(region=settings.region, registry=registry, catalogue=catalogue, fleet=fleet),
+            metrics=metrics,
+            max_body_bytes=settings.max_body_bytes,
+            is_ready=lambda: is_ready,
+        )
+        async with contextlib.AsyncExitStack() as undo:
+            undo.callback(registry.close)
+            undo.push_async_callback(engine.aclose)
+            await fleet.start()
+            undo.push_async_callback(fleet.close, settings.drain_s)
+            undo.push_async_callback(importer.close)
+            await importer.resume()
+            url = await undo.enter_async_context(_listening(gateway, settings))
+            address = settings.run / "server.json"
+            write_atomically(address, json.dumps({"url": url, "pid": os.getpid()}).encode())
+            undo.callback(address.unlink, missing_ok=True)
+            is_ready = True
+            yield url
+            is_ready = False
+            # New requests are refused while running ones end; the listener closes after them.
+            await fleet.close(settings.drain_s)
+
+
+@contextlib.asynccontextmanager
+async def _listening(gateway: Gateway, settings: Settings) -> AsyncIterator[str]:
+    port = settings.port or _free_port(settings.host)
+    _check_port(settings.host, port)
+    tls: dict[str, Any] = {}
+    if settings.tls:
+        certificate = ensure_certificate(settings.home / "tls", hosts=[settings.host, "localhost", "127.0.0.1"])
+        tls = {"ssl_cert": certificate.certificate, "ssl_key": certificate.key}
+    server = Server(
+        gateway,
+        address=settings.host,
+        port=port,
+        interface=Interfaces.ASGINL,
+        websockets=False,
+        backlog=BACKLOG,
+        log_enabled=False,
+        **tls,
+    )
+    task = asyncio.create_task(server.serve(), name="http")
+    try:
+        await _accepting(settings.host, port, task)
+        yield f"{'https' if settings.tls else 'http'}://{settings.host}:{port}"
+    finally:
+        server.stop()  # type: ignore[no-untyped-call]  # Granian ships no annotation for it
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(task, timeout=5)
+
+
+async def _accepting(host: str, port: int, server: asyncio.Task[Any]) -> None:
+    for _ in range(500):
+        if server.done():
+            await server
+            raise BadSetting(f"the server on {host}:{port} ended at once; is the address in use?")
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection(host, port)
+            writer.close()
+            return
+        await asyncio.sleep(0.01)
+    raise BadSetting(f"the server does not accept connections on {host}:{port}")
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            raise BadSetting(f"cannot listen on {host}:{port}: {exc}. Choose another OUTCROP_PORT (0: any).") from exc
+
+
+def _prepare_home(home: Path) -> None:
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise BadSetting(f"cannot use OUTCROP_HOME={home}: {exc}") from exc
+
+
+@contextlib.contextmanager
+def _only_server_of(home: Path) -> Iterator[None]:
+    """Hold the home's lock, so that no second server drives the same jobs and copies."""
+    with (home / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise BadSetting(f"another server uses OUTCROP_HOME={home}; stop it or choose another home.") from exc
+        yield

@@ -1,0 +1,115 @@
+"""``outcrop import`` and ``outcrop jobs``: start an import, follow it, list them."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from outcrop.cli.client import HOME, JSON, Client, connect, echo_json, show
+from outcrop.errors import BadSetting
+from outcrop.ids import random_id
+
+BUCKET = "outcrop-imports"
+
+
+def import_model(
+    source: str = typer.Argument(help="A checkpoint's folder on this machine, or s3://bucket/prefix/."),
+    name: str = typer.Option(..., "--name", help="Name of the imported model."),
+    job_name: str | None = typer.Option(None, help="Name of the import job (default: made from the model's)."),
+    wait: bool = typer.Option(True, "--wait/--no-wait", help="Follow the job to its end."),
+    home: Path | None = HOME,
+    as_json: bool = JSON,
+) -> None:
+    """Import a checkpoint (Hugging Face safetensors). Exits with 1 and the reason when the import fails."""
+    client = connect(home)
+    uri = source if source.startswith("s3://") else _upload(client, Path(source), name)
+    bedrock = client.aws("bedrock")
+    arn = bedrock.create_model_import_job(
+        jobName=job_name or f"{name[:50]}-{random_id(8)}",
+        importedModelName=name,
+        roleArn=client.credentials.import_role_arn,
+        modelDataSource={"s3DataSource": {"s3Uri": uri}},
+    )["jobArn"]
+    if not wait:
+        echo_json({"jobArn": arn}) if as_json else typer.echo(arn)
+        return
+    try:
+        job = _follow(client, bedrock, arn, is_shown=not as_json and sys.stderr.isatty())
+    except KeyboardInterrupt:
+        typer.echo(f"The import goes on. Follow it with: outcrop jobs\n{arn}", err=True)
+        raise typer.Exit(130) from None
+    timings = client.get(f"/outcrop/v1/import-jobs/{_quoted(arn)}")["timings"]
+    if as_json:
+        echo_json({**{k: v for k, v in job.items() if k != "ResponseMetadata"}, "timings": timings})
+    if job["status"] == "Failed":
+        if not as_json:
+            typer.echo(f"Import failed: {job.get('failureMessage')}", err=True)
+        raise typer.Exit(1)
+    if not as_json:
+        typer.echo(f"{job['importedModelArn']}")
+        spent = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in timings.items())
+        typer.echo(f"Imported as {name}: {spent}", err=True)
+
+
+def jobs(home: Path | None = HOME, as_json: bool = JSON) -> None:
+    """List import jobs, the newest first."""
+    pages = connect(home).aws("bedrock").get_paginator("list_model_import_jobs").paginate()
+    rows = [row for page in pages for row in page["modelImportJobSummaries"]]
+    columns = {
+        "jobName": "JOB",
+        "status": "STATUS",
+        "importedModelName": "MODEL",
+        "creationTime": "CREATED",
+        "jobArn": "ARN",
+    }
+    show(rows, columns, as_json=as_json)
+
+
+def _upload(client: Client, folder: Path, name: str) -> str:
+    """Link (or copy) the folder's files into the server's own bucket; the URI of the prefix."""
+    if not (folder / "config.json").is_file():
+        raise BadSetting(f"{folder} holds no config.json; give the folder of a Hugging Face checkpoint.")
+    prefix = f"{name}-{random_id(8)}"
+    target = client.settings.buckets / BUCKET / prefix
+    target.mkdir(parents=True)
+    for path in folder.iterdir():
+        if path.is_file():
+            try:
+                (target / path.name).hardlink_to(path.resolve())
+            except OSError:
+                shutil.copyfile(path, target / path.name)
+    return f"s3://{BUCKET}/{prefix}/"
+
+
+def _follow(client: Client, bedrock: Any, arn: str, *, is_shown: bool) -> Any:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not is_shown) as progress:
+        task = progress.add_task("queued", total=1.0)
+        pause_s = 0.05
+        while True:
+            job = bedrock.get_model_import_job(jobIdentifier=arn)
+            if job["status"] != "InProgress":
+                return job
+            if is_shown:
+                now = client.get(f"/outcrop/v1/import-jobs/{_quoted(arn)}")
+                progress.update(task, description=now["phase"].lower(), completed=now["progress"])
+            time.sleep(pause_s)
+            pause_s = min(1.0, pause_s * 1.2)
+
+
+def _quoted(arn: str) -> str:
+    from urllib.parse import quote
+
+    return quote(arn, safe="")

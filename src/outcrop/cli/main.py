@@ -1,0 +1,54 @@
+"""The ``outcrop`` command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from outcrop import __version__
+from outcrop.cli import imports, models, serve, status
+from outcrop.errors import OutcropError
+
+app = typer.Typer(
+    name="outcrop",
+    help="Import fine-tuned open-weight models and serve them through the Bedrock and OpenAI APIs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"outcrop {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print it.")) -> None:
+    """Import fine-tuned open-weight models and serve them through the Bedrock and OpenAI APIs."""
+
+
+app.command("serve")(serve.serve)
+app.command("import")(imports.import_model)
+app.command("jobs")(imports.jobs)
+app.add_typer(models.app, name="models")
+app.command("invoke")(models.invoke)
+app.command("status")(status.status)
+app.command("env")(status.env)
+
+
+def main() -> None:
+    """Run a command; an expected failure is one line on standard error and exit status 2."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        app()
+    except (OutcropError, ClientError, BotoCoreError) as exc:
+        typer.echo(f"outcrop: {exc}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""``outcrop status`` and ``outcrop env``: what runs, and how clients reach it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import typer
+
+from outcrop.cli.client import HOME, JSON, connect, echo_json, show
+
+
+def status(home: Path | None = HOME, as_json: bool = JSON) -> None:
+    """Show the copies: state, age, requests."""
+    found = connect(home).get("/outcrop/v1/status")
+    if as_json:
+        echo_json(found)
+        return
+    columns = {
+        "model_name": "MODEL",
+        "copy_id": "COPY",
+        "state": "STATE",
+        "age_s": "AGE S",
+        "in_flight": "IN FLIGHT",
+        "requests": "REQUESTS",
+        "idle_s": "IDLE S",
+        "pid": "PID",
+    }
+    show(found["copies"], columns, as_json=False)
+
+
+def env(home: Path | None = HOME, as_json: bool = JSON) -> None:
+    """Print the exports with which unmodified clients reach this server: eval "$(outcrop env)"."""
+    client = connect(home)
+    keys = client.credentials
+    values = {
+        "AWS_ENDPOINT_URL_BEDROCK": client.url,
+        "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": client.url,
+        "AWS_REGION": keys.region,
+        "AWS_DEFAULT_REGION": keys.region,
+        "AWS_ACCESS_KEY_ID": keys.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": keys.secret_access_key,
+        "OPENAI_BASE_URL": f"{client.url}/v1",
+        "OPENAI_API_KEY": keys.bearer_key,
+    }
+    if client.url.startswith("https"):
+        authority = str(client.settings.home / "tls" / "ca.pem")
+        values |= {"AWS_BEARER_TOKEN_BEDROCK": keys.bearer_key, "AWS_CA_BUNDLE": authority, "SSL_CERT_FILE": authority}
+    if as_json:
+        echo_json(values)
+        return
+    for name, value in values.items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
