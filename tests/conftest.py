@@ -1,0 +1,31 @@
+"""Fixtures that several folders share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkpoints import make_checkpoint
+from tests.support.server import Server
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen2 checkpoint with a chat template. Copy it before breaking it."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests that leave it as it was."""
+    server = Server(tmp_path_factory.mktemp("home"), cpu_threads=1, imports_in_parallel=4).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def model(server: Server, tiny: Path) -> str:
+    """ARN of an imported chat model named ``tiny``."""
+    return server.import_model(tiny, "tiny")

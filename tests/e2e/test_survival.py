@@ -1,0 +1,166 @@
+"""Processes killed in the middle, full and read-only disks: nothing half-made is ever seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from tests.support.checkpoints import make_checkpoint
+from tests.support.server import Server, wait_for
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Server]:
+    """A server of the test's own, with short times."""
+    server = Server(tmp_path / "home", keep_alive_s=1, drain_s=5, cpu_threads=1).start()
+    yield server
+    server.stop()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def generate(server: Server, arn: str, tokens: int = 2) -> dict[str, Any]:
+    body = json.dumps({"prompt": "for each", "max_gen_len": tokens, "temperature": 0})
+    return server.client("bedrock-runtime").invoke_model(modelId=arn, body=body)  # type: ignore[no-any-return]
+
+
+def test_a_model_sleeps_after_its_keep_alive_and_wakes_for_the_next_request(fresh: Server, tiny: Path) -> None:
+    arn = fresh.import_model(tiny, "tiny")
+
+    generate(fresh, arn)
+    pid = fresh.status()["copies"][0]["pid"]
+    wait_for(lambda: not fresh.status()["copies"])
+
+    assert not is_alive(pid)
+    generate(fresh, arn)
+    assert fresh.status()["copies"][0]["pid"] != pid
+
+
+def test_one_start_serves_everyone_who_waits(fresh: Server, tiny: Path) -> None:
+    arn = fresh.import_model(tiny, "tiny")
+    failures: list[Exception] = []
+
+    def call() -> None:
+        try:
+            generate(fresh, arn)
+        except Exception as exc:
+            failures.append(exc)
+
+    callers = [threading.Thread(target=call) for _ in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+
+    assert not failures
+    assert [copy["requests"] for copy in fresh.status()["copies"]] == [8]
+
+
+def test_a_copy_killed_mid_request_costs_the_caller_nothing_before_the_first_byte(fresh: Server, tiny: Path) -> None:
+    arn = fresh.import_model(tiny, "tiny")
+    generate(fresh, arn)
+    pid = fresh.status()["copies"][0]["pid"]
+    answers: list[Any] = []
+    caller = threading.Thread(target=lambda: answers.append(generate(fresh, arn, 400)))
+    os.kill(pid, signal.SIGSTOP)
+    caller.start()
+    wait_for(lambda: any(copy["in_flight"] for copy in fresh.status()["copies"]))
+    os.kill(pid, signal.SIGKILL)
+    caller.join(30)
+
+    assert len(answers) == 1
+    assert fresh.status()["copies"][0]["pid"] != pid
+
+
+def test_a_copy_killed_mid_stream_ends_the_stream_with_a_modelled_error(fresh: Server, tiny: Path) -> None:
+    arn = fresh.import_model(tiny, "tiny")
+    generate(fresh, arn)
+    pid = fresh.status()["copies"][0]["pid"]
+    body = json.dumps({"prompt": "for each", "max_gen_len": 450, "temperature": 0})
+    stream = iter(fresh.client("bedrock-runtime").invoke_model_with_response_stream(modelId=arn, body=body)["body"])
+    next(stream)
+    os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(ClientError) as broken:
+        list(stream)
+    assert broken.value.response["Error"]["Code"] == "modelStreamErrorException"
+
+
+def test_copies_end_with_a_server_that_was_killed(fresh: Server, tiny: Path) -> None:
+    arn = fresh.import_model(tiny, "tiny")
+    generate(fresh, arn)
+    pid = fresh.status()["copies"][0]["pid"]
+    fresh.kill()
+
+    wait_for(lambda: not is_alive(pid))
+    fresh.start()
+    generate(fresh, arn)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.05, 0.15, 0.3, 0.5, 0.8])
+def test_an_import_survives_a_server_killed_at_any_moment(tmp_path: Path, tiny: Path, delay_s: float) -> None:
+    server = Server(tmp_path / "home", cpu_threads=1).start()
+    uri = server.put(tiny, "tiny")
+    arn = server.create_job(uri, "tiny")
+    time.sleep(delay_s)
+    server.kill()
+    server.start()
+    try:
+        job = server.ended_job(arn)
+
+        assert job["status"] == "Completed", job.get("failureMessage")
+        generate(server, job["importedModelArn"])
+        assert not list((server.home / "store" / "staging").iterdir())
+    finally:
+        server.stop()
+
+
+def test_sigterm_lets_a_running_stream_end(fresh: Server, tiny: Path) -> None:
+    arn = fresh.import_model(tiny, "tiny")
+    body = json.dumps({"prompt": "for each", "max_gen_len": 300, "temperature": 0})
+    stream = iter(fresh.client("bedrock-runtime").invoke_model_with_response_stream(modelId=arn, body=body)["body"])
+    next(stream)
+    assert fresh.process is not None
+    fresh.process.terminate()
+
+    chunks = [json.loads(event["chunk"]["bytes"]) for event in stream]
+    assert chunks[-1]["stop_reason"] in ("length", "stop")
+    assert fresh.stop() == 0
+
+
+def test_a_store_that_cannot_be_written_fails_the_job_and_names_it(fresh: Server, tiny: Path) -> None:
+    staging = fresh.home / "store" / "staging"
+    staging.rmdir()
+    staging.write_text("in the way")  # as root, permissions stop nothing; a file where a folder belongs does
+
+    job = fresh.ended_job(fresh.create_job(fresh.put(tiny, "tiny"), "tiny"))
+
+    assert job["status"] == "Failed"
+    assert "weight store" in job["failureMessage"]
+
+
+def test_a_second_server_of_the_same_home_is_refused(fresh: Server) -> None:
+    with pytest.raises(AssertionError, match="another server uses OUTCROP_HOME"):
+        Server(fresh.home).start()
+
+
+def test_everything_is_there_after_a_restart(fresh: Server, tmp_path: Path) -> None:
+    arn = fresh.import_model(make_checkpoint(tmp_path / "other", seed=3), "kept")
+    fresh.stop()
+    fresh.start()
+
+    assert fresh.client("bedrock").get_imported_model(modelIdentifier="kept")["modelArn"] == arn
+    generate(fresh, arn)

@@ -1,0 +1,1 @@
+"""Tests, in folders by distance from the real world."""

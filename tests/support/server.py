@@ -1,0 +1,128 @@
+"""A real server in a process of its own, and real clients to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from outcrop.access.bootstrap import Credentials, read
+
+
+class Server:
+    """``outcrop serve`` on a free port over *home*; *settings* become OUTCROP_ variables."""
+
+    def __init__(self, home: Path, **settings: object) -> None:
+        self.home = home
+        self._settings = settings
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Server:
+        variables = {f"OUTCROP_{name.upper()}": str(value) for name, value in self._settings.items()}
+        environment = {**os.environ, "OUTCROP_HOME": str(self.home), "OUTCROP_PORT": "0", **variables}
+        address = self.home / "run" / "server.json"
+        address.unlink(missing_ok=True)
+        self.home.mkdir(parents=True, exist_ok=True)
+        with (self.home / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "outcrop.cli.main", "serve"], env=environment, stderr=log
+            )
+        wait_for(lambda: address.exists() or self.process.poll() is not None, 30)
+        assert address.exists(), (self.home / "server.log").read_text()[-3000:]
+        return self
+
+    @property
+    def url(self) -> str:
+        url: str = json.loads((self.home / "run" / "server.json").read_text())["url"]
+        return url
+
+    @property
+    def credentials(self) -> Credentials:
+        return read(self.home)
+
+    def client(self, service: str, *, attempts: int = 1, **kwargs: Any) -> Any:
+        keys = self.credentials
+        given = {
+            "aws_access_key_id": keys.access_key_id,
+            "aws_secret_access_key": keys.secret_access_key,
+            "region_name": keys.region,
+            **kwargs,
+        }
+        config = Config(retries={"total_max_attempts": attempts}, read_timeout=120)
+        return boto3.client(service, endpoint_url=self.url, config=config, **given)
+
+    def put(self, folder: Path, key: str) -> str:
+        """Put a checkpoint's folder into a bucket of the server; its URI."""
+        target = self.home / "buckets" / "artifacts" / key
+        target.mkdir(parents=True)
+        for path in folder.iterdir():
+            (target / path.name).write_bytes(path.read_bytes())
+        return f"s3://artifacts/{key}/"
+
+    def create_job(self, uri: str, name: str, **more: Any) -> str:
+        arn: str = self.client("bedrock").create_model_import_job(
+            jobName=f"job-{name}",
+            importedModelName=name,
+            roleArn=self.credentials.import_role_arn,
+            modelDataSource={"s3DataSource": {"s3Uri": uri}},
+            **more,
+        )["jobArn"]
+        return arn
+
+    def ended_job(self, arn: str, timeout_s: float = 60) -> dict[str, Any]:
+        bedrock = self.client("bedrock")
+        job: dict[str, Any] = {}
+
+        def has_ended() -> bool:
+            job.update(bedrock.get_model_import_job(jobIdentifier=arn))
+            return job["status"] != "InProgress"
+
+        wait_for(has_ended, timeout_s)
+        return job
+
+    def import_model(self, folder: Path, name: str) -> str:
+        """Import *folder*; the model's ARN."""
+        job = self.ended_job(self.create_job(self.put(folder, name), name))
+        assert job["status"] == "Completed", job.get("failureMessage")
+        arn: str = job["importedModelArn"]
+        return arn
+
+    def status(self) -> dict[str, Any]:
+        import urllib.request
+
+        request = urllib.request.Request(
+            self.url + "/outcrop/v1/status", headers={"Authorization": f"Bearer {self.credentials.bearer_key}"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as response:
+            found: dict[str, Any] = json.load(response)
+        return found
+
+    def kill(self) -> None:
+        """SIGKILL: no goodbye."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+    def stop(self) -> int:
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(40)
+
+
+def wait_for(is_true: Callable[[], bool], timeout_s: float = 20) -> None:
+    """Poll until *is_true*; fail after *timeout_s* seconds."""
+    deadline = time.monotonic() + timeout_s
+    while not is_true():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"still not true after {timeout_s} s")
+        time.sleep(0.02)
