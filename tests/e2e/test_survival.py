@@ -141,15 +141,29 @@ def test_sigterm_lets_a_running_stream_end(fresh: Server, tiny: Path) -> None:
     assert fresh.stop() == 0
 
 
-def test_a_store_that_cannot_be_written_fails_the_job_and_names_it(fresh: Server, tiny: Path) -> None:
-    staging = fresh.home / "store" / "staging"
-    staging.rmdir()
-    staging.write_text("in the way")  # as root, permissions stop nothing; a file where a folder belongs does
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("size=200k", "The weight store has no space left"),
+        ("size=600k", "No space left on device"),
+        ("ro", "Read-only file system"),
+    ],
+    ids=["full while transferring", "full while converting", "read-only"],
+)
+def test_a_store_that_cannot_be_written_fails_the_job_and_says_why(
+    tmp_path: Path, tiny: Path, options: str, told: str
+) -> None:
+    server = Server(tmp_path / "home", store_mount=options, cpu_threads=1).start()
+    try:
+        job = server.ended_job(server.create_job(server.put(tiny, "tiny"), "tiny"))
 
-    job = fresh.ended_job(fresh.create_job(fresh.put(tiny, "tiny"), "tiny"))
-
-    assert job["status"] == "Failed"
-    assert "weight store" in job["failureMessage"]
+        assert job["status"] == "Failed"
+        assert told in job["failureMessage"]
+        assert str(server.home) in job["failureMessage"]
+        assert not server.client("bedrock").list_imported_models()["modelSummaries"]
+        assert not server.status()["copies"]
+    finally:
+        assert server.stop() == 0
 
 
 def test_a_second_server_of_the_same_home_is_refused(fresh: Server) -> None:

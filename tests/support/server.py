@@ -19,10 +19,14 @@ from outcrop.access.bootstrap import Credentials, read
 
 
 class Server:
-    """``outcrop serve`` on a free port over *home*; *settings* become OUTCROP_ variables."""
+    """``outcrop serve`` on a free port over *home*; *settings* become OUTCROP_ variables.
 
-    def __init__(self, home: Path, **settings: object) -> None:
+    *store_mount*: options of a tmpfs that only the server sees in place of its weight store.
+    """
+
+    def __init__(self, home: Path, *, store_mount: str | None = None, **settings: object) -> None:
         self.home = home
+        self._prefix = [] if store_mount is None else private_mount(home / "store", store_mount)
         self._settings = settings
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -34,7 +38,7 @@ class Server:
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "outcrop.cli.main", "serve"], env=environment, stderr=log
+                [*self._prefix, sys.executable, "-m", "outcrop.cli.main", "serve"], env=environment, stderr=log
             )
         wait_for(lambda: address.exists() or self.process.poll() is not None, 30)
         assert address.exists(), (self.home / "server.log").read_text()[-3000:]
@@ -117,6 +121,19 @@ class Server:
         if self.process.poll() is None:
             self.process.terminate()
         return self.process.wait(40)
+
+
+def private_mount(folder: Path, options: str) -> list[str]:
+    """What to put before a command so that it runs with a tmpfs over *folder*, in a mount namespace of its own.
+
+    The three folders of a weight store are made in it first, since a read-only one could not be written later.
+    """
+    script = (
+        'mkdir -p "$0" && mount -t tmpfs none "$0" && mkdir "$0"/blobs "$0"/models "$0"/staging'
+        ' && mount -o "remount,$1" "$0" && shift && exec "$@"'
+    )
+    flags = ["-m"] if os.geteuid() == 0 else ["-U", "-r", "-m"]
+    return ["unshare", *flags, "sh", "-c", script, str(folder), options]
 
 
 def wait_for(is_true: Callable[[], bool], timeout_s: float = 20) -> None:
