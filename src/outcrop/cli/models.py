@@ -32,10 +32,10 @@ def models(context: typer.Context, home: Path | None = HOME, as_json: bool = JSO
 
 
 @app.command()
-def delete(name: str = typer.Argument(help="Name or ARN."), home: Path | None = HOME) -> None:
+def delete(name: str = typer.Argument(help="Name or ARN."), home: Path | None = HOME, as_json: bool = JSON) -> None:
     """Delete an imported model; its copies drain first."""
     connect(home).aws("bedrock").delete_imported_model(modelIdentifier=name)
-    typer.echo(f"Deleted {name}.", err=True)
+    echo_json({"deleted": name}) if as_json else typer.echo(f"Deleted {name}.", err=True)
 
 
 def invoke(

@@ -1,0 +1,131 @@
+"""The commands as a person types them, against a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import openai
+from tests.support.checkpoints import copy_of, set_config
+from tests.support.server import Server
+
+
+def outcrop(server: Server, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "outcrop.cli.main", *words],
+        env={**os.environ, "OUTCROP_HOME": str(server.home)},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_import_follows_the_job_and_prints_the_model(server: Server, tiny: Path) -> None:
+    done = outcrop(server, "import", str(tiny), "--name", "by-command")
+
+    assert done.returncode == 0, done.stderr
+    found = server.client("bedrock").get_imported_model(modelIdentifier="by-command")
+    assert done.stdout.strip() == found["modelArn"]
+    assert "Imported as by-command: checking" in done.stderr
+
+
+def test_import_in_json_gives_the_job_with_its_timings(server: Server, tiny: Path) -> None:
+    done = outcrop(server, "import", str(tiny), "--name", "by-json", "--json")
+
+    job = json.loads(done.stdout)
+    assert job["status"] == "Completed"
+    assert set(job["timings"]) >= {"checking", "transferring", "converting", "proving"}
+
+
+def test_a_failed_import_exits_with_1_and_the_failure_message(server: Server, tiny: Path, tmp_path: Path) -> None:
+    broken = copy_of(tiny, tmp_path / "broken")
+    set_config(broken, intermediate_size=96)
+
+    done = outcrop(server, "import", str(broken), "--name", "broken-by-command")
+
+    assert done.returncode == 1
+    assert "config.json implies [96, 64]" in done.stderr
+    assert not done.stdout
+
+
+def test_a_folder_without_a_checkpoint_is_refused_before_anything_is_sent(server: Server, tmp_path: Path) -> None:
+    done = outcrop(server, "import", str(tmp_path), "--name", "nothing")
+
+    assert done.returncode != 0
+    assert str(tmp_path) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_jobs_and_models_are_listed_for_people_and_for_machines(server: Server, model: str) -> None:
+    assert "job-tiny" in outcrop(server, "jobs").stdout
+    assert "job-tiny" in [job["jobName"] for job in json.loads(outcrop(server, "jobs", "--json").stdout)]
+    assert model in outcrop(server, "models").stdout
+    assert model in [found["modelArn"] for found in json.loads(outcrop(server, "models", "--json").stdout)]
+
+
+def test_invoke_streams_what_it_prints_whole_without_streaming(server: Server, model: str) -> None:
+    words = ("invoke", "tiny", "for each record", "--max-tokens", "12")
+    streamed, whole = outcrop(server, *words), outcrop(server, *words, "--no-stream")
+
+    assert streamed.returncode == 0, streamed.stderr
+    assert streamed.stdout == whole.stdout
+    assert json.loads(outcrop(server, *words, "--json").stdout)["usage"]["completion_tokens"] == 12
+
+
+def test_invoke_reads_a_prompt_from_standard_input(server: Server, model: str) -> None:
+    done = outcrop(server, "invoke", "tiny", "-", "--max-tokens", "4", stdin="for each record")
+
+    assert done.stdout == outcrop(server, "invoke", "tiny", "for each record", "--max-tokens", "4").stdout
+
+
+def test_invoking_a_model_that_is_not_there_says_so_without_a_traceback(server: Server) -> None:
+    done = outcrop(server, "invoke", "absent", "x")
+
+    assert done.returncode != 0
+    assert "absent" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_status_shows_the_copies_with_state_age_and_requests(server: Server, model: str) -> None:
+    outcrop(server, "invoke", "tiny", "x", "--max-tokens", "1")
+
+    assert "ready" in outcrop(server, "status").stdout
+    copies = json.loads(outcrop(server, "status", "--json").stdout)["copies"]
+    ours = next(copy for copy in copies if copy["model_arn"] == model)
+    assert ours["state"] == "ready"
+    assert ours["requests"] >= 1
+    assert ours["age_s"] > 0
+
+
+def test_env_prints_exports_with_which_unmodified_clients_reach_the_server(server: Server, model: str) -> None:
+    lines = outcrop(server, "env").stdout.splitlines()
+    exports = dict(shlex.split(line)[1].split("=", 1) for line in lines)
+    script = "import boto3; print(boto3.client('bedrock').list_imported_models()['modelSummaries'][0]['modelName'])"
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "OPENAI_"))}
+
+    asked = subprocess.run([sys.executable, "-c", script], env={**inherited, **exports}, capture_output=True, text=True)
+    sdk = openai.OpenAI(base_url=exports["OPENAI_BASE_URL"], api_key=exports["OPENAI_API_KEY"])
+
+    assert asked.returncode == 0, asked.stderr
+    assert "tiny" in [entry.id for entry in sdk.models.list()]
+
+
+def test_deleting_a_model_takes_it_away(server: Server, tiny: Path) -> None:
+    server.import_model(tiny, "to-delete")
+
+    done = outcrop(server, "models", "delete", "to-delete", "--json")
+
+    assert json.loads(done.stdout) == {"deleted": "to-delete"}
+    assert "to-delete" not in outcrop(server, "models").stdout
+
+
+def test_a_home_without_a_server_names_the_command_that_starts_one(tmp_path: Path) -> None:
+    done = outcrop(Server(tmp_path / "nobody"), "status")
+
+    assert done.returncode != 0
+    assert "outcrop serve" in done.stderr
