@@ -1,13 +1,16 @@
-# Everything a newcomer or CI needs. Debian: apt-get install make python3 python3-venv
+# Everything a newcomer or CI needs. Debian: apt-get install make python3 python3-venv nodejs npm curl
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Clients and servers that other people wrote, for the tests and the benchmark, each in an environment of its own.
+FOREIGN := .foreign
+PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Make .venv and install Outcrop with its tools
 
@@ -23,8 +26,22 @@ demo: $(STAMP) ## Import the sample model, serve it, ask it through every API, p
 serve: $(STAMP) ## Start a server on 127.0.0.1:7070
 	$(BIN)/outcrop serve
 
-test: $(STAMP) ## Run the tests
-	$(BIN)/python -m pytest -q
+test: $(STAMP) $(FOREIGN)/awscli/.installed $(FOREIGN)/node/.installed ## Run the tests
+	$(BIN)/python -m pytest -q --ignore=tests/clients/frameworks
+
+test-clients: $(STAMP) $(FOREIGN)/awscli/.installed $(FOREIGN)/node/.installed $(FOREIGN)/frameworks/.installed ## Run every foreign client
+	$(BIN)/python -m pytest -q tests/clients
+
+$(FOREIGN)/node/.installed: tests/clients/foreign/package.json
+	@command -v npm >/dev/null || { echo "The AWS SDK for JavaScript is tested too: apt-get install nodejs npm"; exit 1; }
+	@mkdir -p $(@D) && cp $< $(@D)/
+	cd $(@D) && npm install --no-package-lock --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
+$(FOREIGN)/%/.installed: tests/clients/foreign/%.txt
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP) -r $<
+	@touch $@
 
 test-parity: $(STAMP) ## Run the tests that compare with transformers (installs torch)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
@@ -44,6 +61,6 @@ bench: $(STAMP) ## Measure what the gateway adds, beside the engine asked direct
 	$(BIN)/python -m outcrop.bench.gateway
 
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(FOREIGN) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
-.PHONY: help setup demo serve test test-parity check docs bench clean
+.PHONY: help setup demo serve test test-clients test-parity check docs bench clean
