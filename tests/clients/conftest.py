@@ -47,6 +47,12 @@ You may call these functions:
 Scenarios = dict[str, dict[str, Any]]
 
 
+def value(found: Scenarios, name: str) -> Any:
+    """What the scenario gave; fails with its error when it gave none."""
+    assert "value" in found[name], found[name]
+    return found[name]["value"]
+
+
 def pytest_report_header() -> str | None:
     return f"tests/clients: {', '.join(_MISSING)} not installed (make test-clients)" if _MISSING else None
 

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from tests.clients.conftest import Scenarios
+from tests.clients.conftest import Scenarios, value
 from tests.support.server import Server, wait_for
 
 
 @pytest.fixture(scope="module")
 def found(run_node: Callable[[str], Scenarios]) -> Scenarios:
     return run_node("javascript_sdk.mjs")
-
-
-def value(found: Scenarios, name: str) -> Any:
-    assert "value" in found[name], found[name]
-    return found[name]["value"]
 
 
 def test_invoke_answers_each_format(found: Scenarios) -> None:

@@ -1,0 +1,48 @@
+// Vercel's AI SDK: signs and decodes by itself, sends "system": [] and no inferenceConfig.
+import { createAmazonBedrock } from "@ai-sdk/amazon-bedrock";
+import { generateText, jsonSchema, streamText, tool } from "ai";
+import { report, settings } from "./report.mjs";
+
+const bedrock = createAmazonBedrock({
+  baseURL: settings.url,
+  region: process.env.AWS_REGION,
+  accessKeyId: process.env.AWS_ACCESS_KEY_ID,
+  secretAccessKey: process.env.AWS_SECRET_ACCESS_KEY,
+});
+const model = bedrock(settings.model);
+const asked = { model, prompt: "for each record", maxOutputTokens: 6, temperature: 0, maxRetries: 0 };
+const city = { type: "object", properties: { city: { type: "string", enum: ["Paris"] } }, required: ["city"], additionalProperties: false };
+
+await report({
+  text: async () => {
+    const { text, usage, finishReason } = await generateText(asked);
+    return { text, tokens: usage.outputTokens, finishReason };
+  },
+  bare: async () => (await generateText({ model, messages: [{ role: "user", content: "for each" }], maxRetries: 0, maxOutputTokens: 2 })).usage.outputTokens,
+  stream: async () => {
+    let text = "";
+    for await (const piece of streamText(asked).textStream) text += piece;
+    return text;
+  },
+  forcedTool: async () => {
+    const { toolCalls } = await generateText({
+      ...asked,
+      model: bedrock(settings.toolModel),
+      maxOutputTokens: 200,
+      tools: { get_weather: tool({ description: "Weather of a city", inputSchema: jsonSchema(city) }) },
+      toolChoice: "required",
+    });
+    return { name: toolCalls[0].toolName, input: toolCalls[0].input };
+  },
+  unknownModel: () => generateText({ ...asked, model: bedrock(settings.model.replace(/[^/]+$/, "aaaaaaaaaaaa")) }),
+  wrongSecret: () =>
+    generateText({
+      ...asked,
+      model: createAmazonBedrock({
+        baseURL: settings.url,
+        region: process.env.AWS_REGION,
+        accessKeyId: process.env.AWS_ACCESS_KEY_ID,
+        secretAccessKey: "wrong",
+      })(settings.model),
+    }),
+});
