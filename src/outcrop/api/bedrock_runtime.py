@@ -12,8 +12,9 @@ from outcrop.access.identities import Principal
 from outcrop.api.generation import Generation, Measured, usage_or_zero
 from outcrop.api.http import Response, Stream
 from outcrop.api.wire_errors import AWS, wire_error
+from outcrop.awswire.documents import decode_object
 from outcrop.awswire.eventstream import encode_chunk, encode_event, encode_exception
-from outcrop.errors import EngineFault, MalformedBody, ServiceError, ServiceFault
+from outcrop.errors import EngineFault, ServiceError, ServiceFault
 from outcrop.inference import converse
 from outcrop.inference.answer import AnswerContext, invocation_metrics
 from outcrop.inference.canonical import Chunk, ModelFacts, Usage
@@ -132,13 +133,7 @@ def _stream_error(exc: ServiceError) -> bytes:
 
 
 def _json_body(raw: bytes) -> dict[str, Any]:
-    try:
-        body = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise MalformedBody(f"Malformed input request, please reformat your input and try again: {exc}") from exc
-    if not isinstance(body, dict):
-        raise MalformedBody("Malformed input request: the body must be a JSON object.")
-    return body
+    return decode_object(raw, "Malformed input request, please reformat your input and try again")
 
 
 def _context(facts: ModelFacts, measured: Measured) -> AnswerContext:

@@ -12,7 +12,8 @@ from outcrop.access.identities import Principal
 from outcrop.api.generation import Generation, Measured, usage_or_zero
 from outcrop.api.http import Response, Stream
 from outcrop.api.wire_errors import openai_error
-from outcrop.errors import InvalidRequest, MalformedBody, ServiceError
+from outcrop.awswire.documents import decode_object
+from outcrop.errors import InvalidRequest, ServiceError
 from outcrop.inference.answer import AnswerContext
 from outcrop.inference.openai_chat import OpenAIChat
 from outcrop.inference.openai_completion import OpenAICompletion
@@ -35,7 +36,7 @@ class OpenAI:
 
     async def generate(self, kind: str, raw: bytes, principal: Principal, measured: Measured) -> Response | Stream:
         """Answer ``/v1/chat/completions`` (*kind* ``chat``) or ``/v1/completions``."""
-        body = _body(raw)
+        body = decode_object(raw, "The body is not valid JSON")
         name = body.get("model")
         if not isinstance(name, str) or not name:
             raise InvalidRequest("model is required: the name or ARN of an imported model.")
@@ -92,13 +93,3 @@ def _model(served: Served) -> dict[str, Any]:
         "created": int(served.record.created_at),
         "owned_by": served.record.account,
     }
-
-
-def _body(raw: bytes) -> dict[str, Any]:
-    try:
-        body = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise MalformedBody(f"The body is not valid JSON: {exc}") from exc
-    if not isinstance(body, dict):
-        raise MalformedBody("The body must be a JSON object.")
-    return body

@@ -2,162 +2,102 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl
 
-import msgspec
-
+from outcrop.awswire.constraints import Problems
+from outcrop.awswire.documents import decode_object
 from outcrop.awswire.service import Operation
-from outcrop.awswire.validate import validate
-from outcrop.errors import InvalidRequest, MalformedBody
+from outcrop.awswire.shapes import Reader, Readers, blob_check, members_reader, text_reader
 
-_JSON_NAMES = {str: "STRING_VALUE", bool: "TRUE_VALUE", int: "NUMBER_VALUE", float: "DECIMAL_VALUE"}
+_readers = Readers()
 
 
 def request(
     operation: Operation, labels: Mapping[str, str], query: str, headers: Mapping[str, str], body: bytes
 ) -> dict[str, Any]:
     """Checked parameters by API name. Raises MalformedBody, InvalidRequest in AWS's words."""
-    shape = operation.model.input_shape
-    if shape is None:
-        return {}
-    params: dict[str, Any] = {}
-    fields: dict[str, list[str]] = {}
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        fields.setdefault(name, []).append(value)
-    payload = shape.serialization.get("payload")
-    in_body: dict[str, Any] = {}
-    for name, member in shape.members.items():
-        location = member.serialization.get("location")
-        wire = member.serialization.get("name", name)
-        if location == "uri":
+    return _reader(operation)(labels, query, headers, body)
+
+
+@cache
+def _reader(operation: Operation) -> RequestReader:
+    return RequestReader(operation.model.input_shape)
+
+
+class RequestReader:
+    """Where each member of an operation's input is found on the wire, worked out once."""
+
+    def __init__(self, shape: Any) -> None:
+        self._uri: list[tuple[str, str, Reader]] = []
+        self._query: dict[str, tuple[str, bool, Reader]] = {}
+        self._headers: list[tuple[str, str, Reader]] = []
+        self._prefixes: list[tuple[str, str]] = []
+        self._payload: tuple[str, bool, Reader] | None = None
+        self._required: tuple[str, ...] = ()
+        in_body: dict[str, tuple[str, Reader]] = {}
+        for name, member in shape.members.items() if shape is not None else ():
+            wire = member.serialization.get("name", name)
+            match member.serialization.get("location"):
+                case "uri":
+                    self._uri.append((name, wire, text_reader(member, _readers)))
+                case "querystring":
+                    is_list = member.type_name == "list"
+                    self._query[wire] = (
+                        name,
+                        is_list,
+                        _readers.of(member) if is_list else text_reader(member, _readers),
+                    )
+                case "header":
+                    self._headers.append((name, wire.lower(), text_reader(member, _readers)))
+                case "headers":
+                    self._prefixes.append((name, wire.lower()))
+                case _ if name == shape.serialization.get("payload"):
+                    is_blob = member.type_name == "blob"
+                    self._payload = (name, is_blob, blob_check(member) if is_blob else _readers.of(member))
+                case _:
+                    in_body[wire] = (name, _readers.of(member))
+        self._body = members_reader(shape, in_body) if in_body else None
+        if shape is not None:
+            elsewhere = {name for name, _ in in_body.values()}
+            self._required = tuple(name for name in shape.required_members if name not in elsewhere)
+
+    def __call__(
+        self, labels: Mapping[str, str], query: str, headers: Mapping[str, str], body: bytes
+    ) -> dict[str, Any]:
+        problems = Problems()
+        params: dict[str, Any] = {}
+        for name, wire, read in self._uri:
             if wire in labels:
-                params[name] = _text_value(member, labels[wire], name)
-        elif location == "querystring":
-            if wire in fields:
-                params[name] = _query_value(member, fields[wire], name)
-        elif location == "header":
-            if wire.lower() in headers:
-                params[name] = _text_value(member, headers[wire.lower()], name)
-        elif location == "headers":
-            prefix = wire.lower()
+                params[name] = read(labels[wire], (None, name), problems)
+        if query and self._query:
+            self._read_query(query, params, problems)
+        for name, wire, read in self._headers:
+            if wire in headers:
+                params[name] = read(headers[wire], (None, name), problems)
+        for name, prefix in self._prefixes:
             params[name] = {key[len(prefix) :]: value for key, value in headers.items() if key.startswith(prefix)}
-        elif name == payload:
-            if member.type_name == "blob":
-                params[name] = body
+        if self._payload is not None:
+            name, is_blob, read = self._payload
+            if is_blob:
+                params[name] = read(body, (None, name), problems)
             elif body:
-                params[name] = _value(member, _decode(body), name)
-        else:
-            in_body[name] = member
-    if in_body and body:
-        document = _decode(body)
-        for name, member in in_body.items():
-            wire = member.serialization.get("name", name)
-            if document.get(wire) is not None:
-                params[name] = _value(member, document[wire], name)
-    validate(shape, params)
-    return params
+                params[name] = read(decode_object(body), (None, name), problems)
+        if self._body is not None:
+            params.update(self._body(decode_object(body) if body else {}, None, problems))
+        for name in self._required:
+            if name not in params:
+                problems.add((None, name), "Member must not be null")
+        problems.raise_any()
+        return params
 
-
-def _decode(body: bytes) -> dict[str, Any]:
-    try:
-        document = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise MalformedBody(f"The request body is not valid JSON: {exc}") from exc
-    if not isinstance(document, dict):
-        raise MalformedBody("The request body must be a JSON object.")
-    return document
-
-
-def _value(shape: Any, value: Any, path: str) -> Any:
-    """One JSON value as the model's type."""
-    kind = shape.type_name
-    if kind == "structure":
-        if getattr(shape, "is_document_type", False):
-            return value
-        _expect(value, dict, kind, path)
-        found = {}
-        for name, member in shape.members.items():
-            wire = member.serialization.get("name", name)
-            if value.get(wire) is not None:
-                found[name] = _value(member, value[wire], f"{path}.{name}")
-        return found
-    if kind == "list":
-        _expect(value, list, kind, path)
-        return [_value(shape.member, item, f"{path}.{index}") for index, item in enumerate(value) if item is not None]
-    if kind == "map":
-        _expect(value, dict, kind, path)
-        return {key: _value(shape.value, item, f"{path}.{key}") for key, item in value.items() if item is not None}
-    return _scalar(shape, value, path)
-
-
-def _scalar(shape: Any, value: Any, path: str) -> Any:
-    kind = shape.type_name
-    if kind == "timestamp":
-        return _timestamp(value, path)
-    if kind == "blob":
-        _expect(value, str, kind, path)
-        try:
-            return base64.b64decode(value, validate=True)
-        except (binascii.Error, ValueError) as exc:
-            raise MalformedBody(f"{path} is not valid base64.") from exc
-    if kind in ("integer", "long"):
-        if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
-            raise _wrong_type(value, "Integer", path)
-        return int(value)
-    if kind in ("float", "double"):
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _wrong_type(value, "Float", path)
-        return float(value)
-    _expect(value, bool if kind == "boolean" else str, kind, path)
-    return value
-
-
-def _expect(value: Any, kind: type, name: str, path: str) -> None:
-    if not isinstance(value, kind):
-        raise _wrong_type(value, name.capitalize(), path)
-
-
-def _wrong_type(value: Any, wanted: str, path: str) -> InvalidRequest:
-    found = _JSON_NAMES.get(type(value), "Start of structure or map" if isinstance(value, dict) else "Start of list")
-    return MalformedBody(f"{found} can not be converted to {wanted} at '{path}'.")
-
-
-def _query_value(shape: Any, values: list[str], path: str) -> Any:
-    if shape.type_name == "list":
-        return [_text_value(shape.member, value, path) for value in values]
-    return _text_value(shape, values[0], path)
-
-
-def _text_value(shape: Any, text: str, path: str) -> Any:
-    """A value out of a path, a query string or a header."""
-    kind = shape.type_name
-    if kind in ("integer", "long"):
-        if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
-            raise InvalidRequest(f"Value '{text[:100]}' at '{path}' can not be converted to Integer.")
-        return int(text)
-    if kind == "boolean":
-        if text.lower() not in ("true", "false"):
-            raise InvalidRequest(f"Value '{text[:100]}' at '{path}' can not be converted to Boolean.")
-        return text.lower() == "true"
-    if kind == "timestamp":
-        return _timestamp(text, path)
-    return text
-
-
-def _timestamp(value: Any, path: str) -> datetime:
-    """Epoch seconds or ISO 8601, in UTC."""
-    try:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return datetime.fromtimestamp(value, UTC)
-        if re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", value):
-            return datetime.fromtimestamp(float(value), UTC)
-        moment = datetime.fromisoformat(value)
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-    except (ValueError, TypeError, OverflowError, OSError) as exc:
-        raise InvalidRequest(f"Value '{str(value)[:100]}' at '{path}' is not a timestamp.") from exc
+    def _read_query(self, query: str, params: dict[str, Any], problems: Problems) -> None:
+        given: dict[str, list[str]] = {}
+        for wire, value in parse_qsl(query, keep_blank_values=True):
+            given.setdefault(wire, []).append(value)
+        for wire, values in given.items():
+            if (field := self._query.get(wire)) is not None:
+                name, is_list, read = field
+                params[name] = read(values if is_list else values[0], (None, name), problems)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
 from botocore.loaders import Loader
 from botocore.model import OperationModel, ServiceModel
 
+_REMEMBERED_CHARS = 512
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Operation:
-    """One operation of a service model."""
+    """One operation of a service model; the same object every time, so that what is made of it can be kept."""
 
     service: str
     name: str
@@ -63,8 +66,15 @@ class Router:
             for key, rows in exact.items()
         }
         self._loose = loose
+        self._remembered = lru_cache(maxsize=1024)(self._match)
 
-    def match(self, method: str, raw_path: str) -> tuple[Operation, dict[str, str]] | None:
+    def match(self, method: str, raw_path: str) -> tuple[Operation, Mapping[str, str]] | None:
+        """The operation and its labels; None when nothing is bound there. Short paths are remembered."""
+        return (
+            self._remembered(method, raw_path) if len(raw_path) <= _REMEMBERED_CHARS else self._match(method, raw_path)
+        )
+
+    def _match(self, method: str, raw_path: str) -> tuple[Operation, Mapping[str, str]] | None:
         path = raw_path.rstrip("/")
         for pattern, operation in self._exact.get((method, path.count("/")), ()):
             if found := pattern.fullmatch(path):
