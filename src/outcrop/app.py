@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+import uvloop
 from granian.constants import Interfaces
 from granian.server.embed import Server
 
@@ -49,7 +50,7 @@ BACKLOG = 1024
 def serve(settings: Settings) -> int:
     """Run a server until SIGTERM or SIGINT; the exit status."""
     logs.configure(settings.log_level, as_json=settings.log_json)
-    return asyncio.run(_serve(settings))
+    return uvloop.run(_serve(settings))
 
 
 async def _serve(settings: Settings) -> int:
