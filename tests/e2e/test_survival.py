@@ -25,6 +25,12 @@ def fresh(tmp_path: Path) -> Iterator[Server]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def talkative(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose context holds answers of many seconds, so that what happens mid-stream does."""
+    return make_checkpoint(tmp_path_factory.mktemp("talkative") / "checkpoint", max_position_embeddings=16_384)
+
+
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
@@ -85,14 +91,12 @@ def test_a_copy_killed_mid_request_costs_the_caller_nothing_before_the_first_byt
     assert fresh.status()["copies"][0]["pid"] != pid
 
 
-def test_a_copy_killed_mid_stream_ends_the_stream_with_a_modelled_error(fresh: Server, tiny: Path) -> None:
-    arn = fresh.import_model(tiny, "tiny")
-    generate(fresh, arn)
-    pid = fresh.status()["copies"][0]["pid"]
-    body = json.dumps({"prompt": "for each", "max_gen_len": 450, "temperature": 0})
+def test_a_copy_killed_mid_stream_ends_the_stream_with_a_modelled_error(fresh: Server, talkative: Path) -> None:
+    arn = fresh.import_model(talkative, "talkative")
+    body = json.dumps({"prompt": "for each", "max_gen_len": 16_000, "temperature": 0})
     stream = iter(fresh.client("bedrock-runtime").invoke_model_with_response_stream(modelId=arn, body=body)["body"])
     next(stream)
-    os.kill(pid, signal.SIGKILL)
+    os.kill(fresh.status()["copies"][0]["pid"], signal.SIGKILL)
 
     with pytest.raises(ClientError) as broken:
         list(stream)
