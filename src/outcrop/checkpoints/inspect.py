@@ -10,19 +10,17 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from outcrop.checkpoints.families import (
-    FAMILIES,
-    OPTIONAL_KEYS,
-    REFUSED_VALUES,
-    REQUIRED_KEYS,
-    Family,
-    head_size,
-    kv_head_count,
-    rope_problem,
-)
+from outcrop.checkpoints.config import Config, closing_window, head_size, kv_head_count
+from outcrop.checkpoints.engines import CPU_ONLY, LLAMA_CPP, Available, EngineVerdict, llama_cpp_obstacles, verdicts
+from outcrop.checkpoints.families import FAMILIES, OPTIONAL_KEYS, REQUIRED_KEYS, Family, unlisted
 from outcrop.checkpoints.problems import CheckpointRejected, Problem
+from outcrop.checkpoints.quantisation import Quantisation, quantisation
+from outcrop.checkpoints.rope import rope_kind, rope_problem
 from outcrop.checkpoints.safetensors_header import TensorInfo, parse_header
-from outcrop.checkpoints.tokenizer import Tokenizer, parse_tokenizer
+from outcrop.checkpoints.sizing import kv_bytes_of, kv_bytes_per_token
+from outcrop.checkpoints.tokenizer_files import read_tokenizer
+from outcrop.checkpoints.units import model_units
+from outcrop.checkpoints.vocabulary import EngineCannot, Tokenizer
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
@@ -30,6 +28,9 @@ TEXTS = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
+    "tokenizer.model",
+    "tekken.json",
+    "added_tokens.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
@@ -38,7 +39,6 @@ TEXTS = (
     INDEX,
 )
 DTYPES = ("F32", "F16", "BF16")
-_KV_ITEM_BYTES = 2
 _T = TypeVar("_T")
 
 
@@ -56,6 +56,9 @@ class Checkpoint:
     """What was found. *eos_token_ids*: every token that ends a text, the tokenizer's own first.
 
     *bos_token_id*: the token that the tokenizer calls bos_token, whether or not it adds it; None when it has none.
+
+    *config* is in our spelling (``Family.read``). *context_tokens* is what *engine* serves exactly. *notes* are for
+    people: what differs from what they may expect. *quantisation* is None for floating point.
     """
 
     family: Family
@@ -71,6 +74,26 @@ class Checkpoint:
     bos_token_id: int | None
     tokenizer: Tokenizer
     tensors: Mapping[str, tuple[str, TensorInfo]]  # HF name -> (shard, where)
+    engines: tuple[EngineVerdict, ...]
+    notes: tuple[str, ...]
+    quantisation: Quantisation | None
+    kv_bytes_full_context: int
+
+    @property
+    def modality(self) -> str:
+        """``text`` or ``vision-language``."""
+        return self.family.modality
+
+    @property
+    def engine(self) -> str | None:
+        """The engine that serves it here; None when it can only be kept until one that does is installed."""
+        return next((verdict.engine for verdict in self.engines if verdict.serves and verdict.available), None)
+
+    @property
+    def model_units(self) -> int:
+        """Custom model units per copy."""
+        per_token = -(-self.kv_bytes_full_context // self.context_tokens)
+        return model_units(self.weight_bytes, per_token, self.context_tokens)
 
     @property
     def shards(self) -> frozenset[str]:
@@ -83,8 +106,12 @@ def wanted_texts(names: Iterable[str]) -> list[str]:
     return [name for name in TEXTS if name in present]
 
 
-def inspect(files: CheckpointFiles) -> Checkpoint:
-    """The description of a checkpoint. Raises CheckpointRejected with everything that is wrong."""
+def inspect(files: CheckpointFiles, available: Available = CPU_ONLY) -> Checkpoint:
+    """The description of a checkpoint. Raises CheckpointRejected with everything that is wrong.
+
+    *available*: the engines of this installation. What none of them could follow is refused by name, with the engines
+    that could; a whole family that the CPU engine does not serve is described and may be kept.
+    """
     if "adapter_config.json" in files.texts:
         raise CheckpointRejected.of(
             "adapter_config.json shows an unmerged LoRA adapter. Merge it into the base model (PEFT: "
@@ -100,38 +127,137 @@ def inspect(files: CheckpointFiles) -> Checkpoint:
             problems.extend(exc.problems)
             return None
 
-    checked = attempt(lambda: _checked_config(files))
-    tokenizer = attempt(lambda: _tokenizer(files))
+    checked = attempt(lambda: _checked_config(files, available))
+    read = attempt(lambda: read_tokenizer(files.texts))
+    tokenizer, cannot = read or (None, None)
     tensors = attempt(lambda: _tensors(files))
     eos = attempt(lambda: _eos_ids(files, tokenizer)) if checked and tokenizer else None
     bos = attempt(lambda: _bos_id(files, tokenizer)) if tokenizer else None
     template = attempt(lambda: _chat_template(files))
+    engines: tuple[EngineVerdict, ...] = ()
     if checked and tokenizer:
         problems += _vocabulary_problems(checked[1], tokenizer)
     if checked and tensors is not None:
         problems += _tensor_problems(*checked, tensors, files)
+    if checked:
+        family, config, quantised = checked
+        engines = verdicts(family, config, quantised, str(cannot) if cannot else None, available)
+        problems += _unserved(family, config, quantised, cannot, engines, available)
     if problems or checked is None or tokenizer is None or tensors is None or eos is None:
         raise CheckpointRejected(list(dict.fromkeys(problems)))
-    family, config = checked
-    infos = [tensors[name][1] for name in family.tensors(config)]
+    return _described(*checked, tensors, engines, tokenizer, eos, bos, template)
+
+
+def _described(
+    family: Family,
+    config: Config,
+    quantised: Quantisation | None,
+    tensors: Mapping[str, tuple[str, TensorInfo]],
+    engines: tuple[EngineVerdict, ...],
+    tokenizer: Tokenizer,
+    eos: tuple[int, ...],
+    bos: int | None,
+    template: str | None,
+) -> Checkpoint:
+    expected = family.tensors(config) if family.tensors else None
+    names = tensors if expected is None or quantised else expected
     weights = Counter[str]()
-    for info in infos:
-        weights[info.dtype] += prod(info.shape)
+    for name in names:
+        weights[tensors[name][1].dtype] += prod(tensors[name][1].shape)
+    # The shapes of packed weights say nothing of how many there are; those that the config implies do.
+    plain = {**config, "quantization_config": None}
+    counted = family.tensors(plain) if quantised and family.tensors else None
+    chosen = next((verdict for verdict in engines if verdict.serves and verdict.available), None)
+    context = chosen.context_tokens if chosen else config["max_position_embeddings"]
     return Checkpoint(
         family=family,
         config=config,
         model_type=family.model_type,
         dtype=weights.most_common(1)[0][0],
-        parameters=sum(weights.values()),
-        weight_bytes=sum(info.end - info.start for info in infos),
-        context_tokens=config["max_position_embeddings"],
-        kv_bytes_per_token=2 * config["num_hidden_layers"] * kv_head_count(config) * head_size(config) * _KV_ITEM_BYTES,
+        parameters=sum(map(prod, counted.values())) if counted else sum(weights.values()),
+        weight_bytes=sum(tensors[name][1].end - tensors[name][1].start for name in names),
+        context_tokens=context,
+        kv_bytes_per_token=kv_bytes_per_token(config),
+        kv_bytes_full_context=kv_bytes_of(config, context),
         chat_template=template,
         eos_token_ids=eos,
         bos_token_id=bos,
         tokenizer=tokenizer,
         tensors=tensors,
+        engines=engines,
+        notes=tuple(_notes(family, config, engines, chosen, tokenizer)),
+        quantisation=quantised,
     )
+
+
+def _notes(
+    family: Family,
+    config: Config,
+    engines: tuple[EngineVerdict, ...],
+    chosen: EngineVerdict | None,
+    tokenizer: Tokenizer,
+) -> Iterable[str]:
+    if family.model_type not in FAMILIES:
+        yield (
+            f"{family.architecture} is not among the families that are checked here; it is imported because "
+            f"{', '.join(sorted(family.engines))} says that it serves it. Its tensors are not compared with its config."
+        )
+    if chosen is None:
+        able = [verdict.engine for verdict in engines if verdict.serves]
+        yield (
+            f"no engine of this installation serves {family.label}; it is kept until one does ({', '.join(able)}), and "
+            "until then calls to it answer with an error"
+        )
+        return
+    if chosen.engine != LLAMA_CPP:
+        return
+    own = config["max_position_embeddings"]
+    if chosen.context_tokens < own:
+        yield (
+            f"the context is {chosen.context_tokens} tokens of {own}: the CPU engine does not keep this family's "
+            f"sliding window of {closing_window(config)} tokens, and within one window it need not"
+        )
+    if rope_kind(config) == "dynamic":
+        yield "dynamic rope scaling begins beyond max_position_embeddings, where the context ends here"
+    if rope_kind(config) == "longrope":
+        yield (
+            "longrope: the CPU engine takes the long factors for every text when the context is longer than "
+            "original_max_position_embeddings; transformers takes them for long texts only"
+        )
+    if tokenizer.nfc:
+        yield "the tokenizer brings text to NFC first, the CPU engine does not: send NFC text"
+    if tokenizer.swallows_space:
+        yield "the CPU engine keeps the first space of a text that starts with one; the tokenizer takes it away"
+
+
+def _unserved(
+    family: Family,
+    config: Config,
+    quantised: Quantisation | None,
+    cannot: EngineCannot | None,
+    engines: tuple[EngineVerdict, ...],
+    available: Available,
+) -> Iterable[Problem]:
+    """Why no engine here serves the checkpoint, unless it may be kept for one that does."""
+    if any(verdict.serves and verdict.available for verdict in engines):
+        return
+    able = [f"{verdict.engine} ({verdict.hardware})" for verdict in engines if verdict.serves]
+    remedy = f" It can be served by {' or '.join(able)}, not installed here." if able else ""
+    if quantised is not None and not quantised.engines & available.names:
+        message = (
+            f"config.json has quantization_config ({quantised.method}): no engine here reads such weights.{remedy} "
+            "Import the checkpoint in bfloat16, float16 or float32."
+        )
+        yield Problem(file="config.json", found=quantised.method, message=message)
+        return
+    if family.gguf is None or LLAMA_CPP not in available.names:
+        if not able:
+            yield Problem(file="config.json", message=f"config.json: no engine serves this {family.label} checkpoint.")
+        return
+    for obstacle in llama_cpp_obstacles(family, config):
+        yield Problem(file="config.json", message=f"config.json: {obstacle}.{remedy}")
+    if cannot is not None:
+        yield from (Problem(file=problem.file, message=problem.message + remedy) for problem in cannot.problems)
 
 
 def _json(files: CheckpointFiles, name: str, remedy: str) -> dict[str, Any]:
@@ -150,24 +276,22 @@ def _optional_json(files: CheckpointFiles, name: str) -> dict[str, Any]:
     return _json(files, name, "Save it again or leave it out.") if name in files.texts else {}
 
 
-def _checked_config(files: CheckpointFiles) -> tuple[Family, Mapping[str, Any]]:
-    config = _json(files, "config.json", "Upload the model's config.json beside the weights.")
-    family = _family(config)
-    if problems := list(_config_problems(family, config)):
+def _checked_config(files: CheckpointFiles, available: Available) -> tuple[Family, Config, Quantisation | None]:
+    raw = _json(files, "config.json", "Upload the model's config.json beside the weights.")
+    family = _family(raw, available)
+    config = family.read(raw)
+    problems = list(_config_problems(family, config))
+    quantised = None
+    try:
+        quantised = quantisation(config)
+    except CheckpointRejected as exc:
+        problems += exc.problems
+    if problems:
         raise CheckpointRejected(problems)
-    return family, config
+    return family, config, quantised
 
 
-def _tokenizer(files: CheckpointFiles) -> Tokenizer:
-    if "tokenizer.json" not in files.texts:
-        raise CheckpointRejected.of(
-            "tokenizer.json is missing. Save the tokenizer with the model (tokenizer.save_pretrained) and upload it.",
-            "tokenizer.json",
-        )
-    return parse_tokenizer(files.texts["tokenizer.json"])
-
-
-def _vocabulary_problems(config: Mapping[str, Any], tokenizer: Tokenizer) -> Iterable[Problem]:
+def _vocabulary_problems(config: Config, tokenizer: Tokenizer) -> Iterable[Problem]:
     largest = max(tokenizer.tokens)
     if largest >= config["vocab_size"]:
         message = (
@@ -179,33 +303,28 @@ def _vocabulary_problems(config: Mapping[str, Any], tokenizer: Tokenizer) -> Ite
         )
 
 
-def _family(config: Mapping[str, Any]) -> Family:
+def _family(config: Config, available: Available) -> Family:
     named = config.get("model_type")
     family = FAMILIES.get(named) if isinstance(named, str) else None
     architectures = config.get("architectures") or []
     architectures = architectures if isinstance(architectures, list) else [architectures]
-    if family is None or (architectures and family.architecture not in architectures):
-        label = named if family is None else ", ".join(map(str, architectures))
-        raise CheckpointRejected.of(
-            f"Amazon bedrock does not support the architecture ({label}) of the model that you are importing. Try "
-            f"again with one of the following supported architectures: [{', '.join(FAMILIES)}]. "
-            f"(config.json: architectures {architectures})",
-            "config.json",
-        )
-    if config.get("quantization_config"):
-        settings = config["quantization_config"]
-        method = settings.get("quant_method", "unknown") if isinstance(settings, dict) else settings
-        raise CheckpointRejected.of(
-            f"config.json has quantization_config ({method}): quantised weights are not served yet. Import the "
-            "checkpoint in bfloat16, float16 or float32.",
-            "config.json",
-        )
-    return family
+    if family is not None and (not architectures or set(family.architectures) & set(map(str, architectures))):
+        return family
+    for architecture in map(str, architectures):
+        if engines := available.supporting(architecture):
+            return unlisted(str(named), architecture, engines)
+    label = named if family is None else ", ".join(map(str, architectures))
+    raise CheckpointRejected.of(
+        f"Amazon bedrock does not support the architecture ({label}) of the model that you are importing. Try "
+        f"again with one of the following supported architectures: [{', '.join(FAMILIES)}]. "
+        f"(config.json: architectures {architectures})",
+        "config.json",
+    )
 
 
-def _config_problems(family: Family, config: Mapping[str, Any]) -> Iterable[Problem]:
+def _config_problems(family: Family, config: Config) -> Iterable[Problem]:
     unsound = False
-    for key, largest in {**REQUIRED_KEYS, **OPTIONAL_KEYS}.items():
+    for key, largest in {**REQUIRED_KEYS, **OPTIONAL_KEYS, **family.required}.items():
         value = config.get(key)
         if value is None and key in OPTIONAL_KEYS:
             continue
@@ -224,11 +343,7 @@ def _config_problems(family: Family, config: Mapping[str, Any]) -> Iterable[Prob
             yield Problem(file="config.json", expected=key, message=message)
     if unsound:
         return
-    for key, is_refused in REFUSED_VALUES.items():
-        if key in config and is_refused(config):
-            message = f"config.json: {key} {config[key]!r} is not supported by the CPU engine."
-            yield Problem(file="config.json", found=repr(config[key]), message=message)
-    if reason := rope_problem(family, config):
+    if reason := rope_problem(config):
         yield Problem(file="config.json", message=f"config.json: {reason}.")
     epsilon = config.get("rms_norm_eps", 1e-6)
     if not isinstance(epsilon, float | int) or not 0 <= epsilon < 1:
@@ -241,7 +356,7 @@ def _config_problems(family: Family, config: Mapping[str, Any]) -> Iterable[Prob
     if not config.get("head_dim") and hidden % heads:
         found = f"hidden_size {hidden} over {heads} heads"
         yield Problem(file="config.json", found=found, message=f"config.json: {found} does not divide; set head_dim.")
-    elif head_size(config) % 2:
+    elif head_size(config) % 2 and family.gguf != "starcoder":
         message = (
             f"config.json: heads of {head_size(config)} values cannot be rotated in pairs; an even size is needed."
         )
@@ -284,11 +399,15 @@ def _tensors(files: CheckpointFiles) -> dict[str, tuple[str, TensorInfo]]:
 
 def _tensor_problems(
     family: Family,
-    config: Mapping[str, Any],
+    config: Config,
+    quantised: Quantisation | None,
     tensors: Mapping[str, tuple[str, TensorInfo]],
     files: CheckpointFiles,
 ) -> Iterable[Problem]:
+    if family.tensors is None or (quantised is not None and "llama.cpp" not in quantised.engines):
+        return  # packed weights and towers for images come under names that their tools choose
     expected = family.tensors(config)
+    packed = quantised is not None
     shapes = {"lm_head.weight": (config["vocab_size"], config["hidden_size"]), **expected}
     where = INDEX if INDEX in files.texts else next(iter(files.headers))
     for name, shape in shapes.items():
@@ -305,11 +424,11 @@ def _tensor_problems(
             message = f"{shard}: tensor {name} has shape {list(info.shape)}, config.json implies {list(shape)}."
             found, wanted = str(list(info.shape)), str(list(shape))
             yield Problem(file=shard, tensor=name, found=found, expected=wanted, message=message)
-        if info.dtype not in DTYPES:
+        if info.dtype not in DTYPES and not (packed and info.dtype == "U8"):
             message = f"{shard}: tensor {name} is {info.dtype}; F32, F16 or BF16 is needed."
             yield Problem(file=shard, tensor=name, found=info.dtype, message=message)
     for name, (shard, info) in tensors.items():
-        if name not in shapes and not name.endswith("rotary_emb.inv_freq"):
+        if name not in shapes and not name.endswith(family.also):
             message = f"{shard}: tensor {name} {list(info.shape)} does not belong to a {family.model_type} model."
             yield Problem(file=shard, tensor=name, message=message)
 

@@ -31,9 +31,10 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from outcrop.checkpoints.families import head_size, kv_head_count, rope, rope_kind
+from outcrop.checkpoints.config import head_size, kv_head_count
 from outcrop.checkpoints.inspect import Checkpoint, CheckpointFiles, inspect, wanted_texts
 from outcrop.checkpoints.problems import CheckpointRejected
+from outcrop.checkpoints.rope import rope, rope_kind
 from outcrop.checkpoints.safetensors_header import MAX_HEADER_BYTES, TensorInfo
 
 SMALL_BYTES = 1_000_000_000  # below this in f32 a model is widened to f32
@@ -125,6 +126,8 @@ def main() -> int:
 def convert(folder: Path, out: Path, dtype: str) -> dict[str, Any]:
     """Write *out*; what the ``done`` event carries."""
     checkpoint = read(folder)
+    if checkpoint.family.gguf is None:
+        raise CheckpointRejected.of(f"The CPU engine does not serve {checkpoint.family.label}.", "config.json")
     target = _target(checkpoint, dtype)
     sources = {shard: _map(folder / shard) for shard in sorted(checkpoint.shards)}
     _check_tied_head(checkpoint, sources)
@@ -292,6 +295,8 @@ def _template(checkpoint: Checkpoint) -> str:
 def _plan(checkpoint: Checkpoint, target: str, *, keep: bool) -> Iterator[_Tensor]:
     """Every tensor that the engine needs. *keep*: matrices that are stored in another type than most stay in it."""
     config, family = checkpoint.config, checkpoint.family
+    assert family.gguf is not None
+    assert family.tensors is not None
     names = gguf.get_tensor_name_map(_ARCHITECTURES[family.gguf], config["num_hidden_layers"])
     for hf_name in family.tensors(config):
         shard, info = checkpoint.tensors[hf_name]
@@ -301,7 +306,7 @@ def _plan(checkpoint: Checkpoint, target: str, *, keep: bool) -> Iterator[_Tenso
         # Vectors are always f32, as the engine wants them.
         kind = "f32" if target == "f32" or len(info.shape) == 1 else info.dtype.lower() if keep else target
         heads = 0
-        if family.permute_qk and hf_name.endswith(("q_proj.weight", "k_proj.weight")):
+        if family.permutes and hf_name.endswith(("q_proj.weight", "k_proj.weight")):
             heads = info.shape[0] // head_size(config)
         yield _Tensor(name=name, hf_name=hf_name, shard=shard, info=info, kind=kind, heads=heads)
 

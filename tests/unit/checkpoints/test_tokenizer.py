@@ -70,8 +70,7 @@ def test_nfc_is_taken_and_said(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda it: it["model"].update(type="Unigram"), "Unigram tokenizer; byte-level BPE is supported"),
-        (lambda it: it["model"].update(byte_fallback=True), "BPE with byte fallback"),
+        (lambda it: it["model"].update(type="WordPiece"), "WordPiece tokenizer; BPE and SentencePiece kinds"),
         (lambda it: it["model"].update(dropout=0.1), "dropout to 0.1"),
         (lambda it: it["model"].update(ignore_merges=True), "with ignore_merges"),
         (lambda it: it["model"]["vocab"].pop("Ġ"), "lacks 1 of the 256 byte tokens"),
