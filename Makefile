@@ -38,7 +38,8 @@ $(FOREIGN)/node/.installed: tests/clients/foreign/package.json
 	cd $(@D) && npm install --no-package-lock --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
-$(FOREIGN)/%/.installed: tests/clients/foreign/%.txt
+vpath %.txt tests/clients/foreign benchmarks
+$(FOREIGN)/%/.installed: %.txt
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python $(PIP) -r $<
 	@touch $@
@@ -60,7 +61,10 @@ docs: $(STAMP) ## Write the generated reference pages
 bench: $(STAMP) ## Measure what the gateway adds, beside the engine asked directly
 	$(BIN)/python -m outcrop.bench.gateway
 
+bench-gateway: $(STAMP) $(FOREIGN)/litellm/.installed $(FOREIGN)/ray/.installed ## Measure what a hop costs, beside LiteLLM and Ray Serve
+	$(BIN)/python -m outcrop.bench.hop $(ARGS)
+
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) $(FOREIGN) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
-.PHONY: help setup demo serve test test-clients test-parity check docs bench clean
+.PHONY: help setup demo serve test test-clients test-parity check docs bench bench-gateway clean

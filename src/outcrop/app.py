@@ -29,6 +29,8 @@ from outcrop.api.generation import Generation
 from outcrop.api.openai import OpenAI
 from outcrop.api.routes import Gateway
 from outcrop.awswire.service import Router, Service
+from outcrop.engines.base import Engine
+from outcrop.engines.custom import Custom
 from outcrop.engines.llama_cpp import LlamaCpp
 from outcrop.errors import BadSetting
 from outcrop.importing.jobs import Importer
@@ -78,8 +80,10 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         metrics = Metrics()
         catalogue = Catalogue(settings, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         catalogue.load(await asyncio.to_thread(registry.all_models))
-        engine = LlamaCpp(request_timeout_s=settings.request_timeout_s)
-        fleet = Fleet(engine, LocalLauncher(), settings=settings)
+        engines: list[Engine] = [LlamaCpp(request_timeout_s=settings.request_timeout_s)]
+        if settings.custom_engine:
+            engines.append(Custom(settings.custom_engine, request_timeout_s=settings.request_timeout_s))
+        fleet = Fleet(engines, LocalLauncher(), settings=settings)
 
         async def on_model(model: ImportedModel) -> None:
             catalogue.add(model)
@@ -109,7 +113,8 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         )
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(registry.close)
-            undo.push_async_callback(engine.aclose)
+            for engine in engines:
+                undo.push_async_callback(engine.aclose)
             await fleet.start()
             undo.push_async_callback(fleet.close, settings.drain_s)
             undo.push_async_callback(importer.close)

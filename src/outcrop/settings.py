@@ -76,6 +76,15 @@ class Settings(BaseSettings):
     slots: int = Field(
         default=0, ge=0, le=256, description="Requests that one copy runs at a time; 0 derives it from memory."
     )
+    custom_engine: str = Field(
+        default="",
+        description="Command line of a server that speaks the OpenAI API, for example "
+        "`vllm serve {model} --host 127.0.0.1 --port {port}`; no shell runs it. Empty: there is no custom engine.",
+    )
+    custom_engine_models: list[str] = Field(
+        default=[],
+        description="Names of the imported models that the custom engine runs, `*` for all; others run on llama.cpp.",
+    )
     max_context_tokens: int = Field(
         default=0, ge=0, description="Cap on a model's context in tokens; 0 takes the checkpoint's own."
     )
@@ -116,6 +125,11 @@ class Settings(BaseSettings):
     def run(self) -> Path:
         """Folder of what lives only as long as the server: its address, its copies' sockets."""
         return self.home / "run"
+
+    def engine_of(self, model_name: str) -> str:
+        """Name of the engine that runs the model *model_name*."""
+        is_custom = self.custom_engine and not {model_name, "*"}.isdisjoint(self.custom_engine_models)
+        return "custom" if is_custom else "llama.cpp"
 
     def threads_per_copy(self) -> int:
         """Compute threads that one copy gets: the setting, else the cores this process may use."""

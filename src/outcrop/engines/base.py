@@ -27,6 +27,7 @@ class CopySpec(Struct, frozen=True):
     slots: int
     threads: int
     kv_f32: bool
+    engine: str = "llama.cpp"  # name of the engine that runs it
 
 
 class Engine(Protocol):
@@ -37,6 +38,11 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def can_tokenize(self) -> bool:
+        """Whether ``tokenize`` answers; the proof run compares tokens only then."""
+        ...
 
     def command(self, spec: CopySpec) -> list[str]:
         """The argument vector of a copy; never holds a secret."""

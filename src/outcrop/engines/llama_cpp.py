@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -79,6 +79,8 @@ class LlamaCpp:
     """Client of all llama.cpp copies. Make it inside the event loop that uses it."""
 
     name = "llama.cpp"
+    can_tokenize = True
+    _extra_body: Mapping[str, Any] = {"cache_prompt": True}
 
     def __init__(self, *, request_timeout_s: float) -> None:
         self._request_timeout_s = request_timeout_s
@@ -109,7 +111,7 @@ class LlamaCpp:
             return False
 
     async def complete(self, endpoint: Endpoint, request: GenerateRequest) -> Completion:
-        body = {"cache_prompt": True, **request.body, "stream": False}
+        body = {**self._extra_body, **request.body, "stream": False}
         async with self._post(endpoint, _PATHS[request.kind], body) as response:
             answer = _read(_decode_answer, await response.read())
         if answer.error is not None:
@@ -122,7 +124,7 @@ class LlamaCpp:
         )
 
     async def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        body = {"cache_prompt": True, **request.body, "stream": True, "stream_options": {"include_usage": True}}
+        body = {**self._extra_body, **request.body, "stream": True, "stream_options": {"include_usage": True}}
         async with self._post(endpoint, _PATHS[request.kind], body, reuse=False) as response:
             rest = b""
             # One turn of the loop per network read, however many events it brought.

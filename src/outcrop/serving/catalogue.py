@@ -78,6 +78,7 @@ class Catalogue:
             context_tokens=context,
             slots=slots,
             threads=self._settings.threads_per_copy(),
+            engine=self._settings.engine_of(record.model_name),
             kv_f32=record.facts["artifact_dtype"] == "f32" and record.facts["artifact_bytes"] <= SMALL_ARTIFACT_BYTES,
         )
 

@@ -12,7 +12,7 @@ import contextlib
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -143,13 +143,13 @@ class Fleet:
 
     def __init__(
         self,
-        engine: Engine,
+        engines: Iterable[Engine],
         launcher: LocalLauncher,
         *,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._engine = engine
+        self._engines = {engine.name: engine for engine in engines}
         self._launcher = launcher
         self._settings = settings
         self._clock = clock
@@ -249,15 +249,16 @@ class Fleet:
         process, endpoint = await self._launch(spec, "proof")
         try:
             spawned = self._clock()
-            await self._until_ready(endpoint)
+            await self._until_ready(spec, endpoint)
             ready = self._clock()
             mismatches = []
-            for text, ids in probes:
-                found = await self._engine.tokenize(endpoint, text)
+            engine = self._engines[spec.engine]
+            for text, ids in probes if engine.can_tokenize else ():
+                found = await engine.tokenize(endpoint, text)
                 if found != ids:
                     mismatches.append(f"{text[:40]!r} gives {found[:8]}…, the tokenizer {ids[:8]}…")
             asked = self._clock()
-            answer = await self._engine.complete(endpoint, request)
+            answer = await engine.complete(endpoint, request)
             return ProofReport(
                 spawn_s=round(spawned - begun, 4),
                 load_s=round(ready - spawned, 4),
@@ -314,7 +315,7 @@ class Fleet:
         try:
             copy.process, copy.endpoint = await self._launch(copy.spec, copy.copy_id)
             copy.start_timings["spawn_s"] = round(self._clock() - copy.born_at, 4)
-            await self._until_ready(copy.endpoint)
+            await self._until_ready(copy.spec, copy.endpoint)
         except ServiceError as exc:
             await self._start_failed(model, copy, exc)
             return
@@ -368,7 +369,7 @@ class Fleet:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(EXAMINE_S):
                 await copy.process.wait()
-        if copy.process.returncode is None and await self._engine.is_ready(copy.endpoint):
+        if copy.process.returncode is None and await self._engines[copy.spec.engine].is_ready(copy.endpoint):
             copy.is_suspect = False
             self._release_held(model)
         else:
@@ -392,17 +393,17 @@ class Fleet:
         secret = secrets.token_urlsafe(24)
         log_path = Path(self._settings.logs) / "copies" / f"{spec.model_id}-{name}.log"
         process = await self._launcher.start(
-            self._engine.command(spec),
-            self._engine.child_config(spec, secret),
+            self._engines[spec.engine].command(spec),
+            self._engines[spec.engine].child_config(spec, secret),
             log_path,
             self._settings.start_deadline_s,
         )
         return process, Endpoint(f"http://127.0.0.1:{process.announced['port']}", secret)
 
-    async def _until_ready(self, endpoint: Endpoint) -> None:
+    async def _until_ready(self, spec: CopySpec, endpoint: Endpoint) -> None:
         try:
             async with asyncio.timeout(self._settings.start_deadline_s):
-                while not await self._engine.is_ready(endpoint):
+                while not await self._engines[spec.engine].is_ready(endpoint):
                     await asyncio.sleep(READY_POLL_S)
         except TimeoutError as exc:
             raise EngineFault(f"The copy was not ready after {self._settings.start_deadline_s:g} s.") from exc
@@ -420,7 +421,7 @@ class Fleet:
         copy.in_flight += 1
         copy.requests += 1
         model.active_at = self._clock()
-        return Lease(self, model, copy, self._engine)
+        return Lease(self, model, copy, self._engines[copy.spec.engine])
 
     def _give_back(self, model: _Model, copy: Copy) -> None:
         copy.in_flight -= 1

@@ -1,0 +1,70 @@
+"""Any command line that serves the OpenAI API over HTTP, as an engine.
+
+The command comes from the settings and is split as a shell would, but run without one. ``{port}`` in it becomes the
+loopback port to listen on, ``{model}`` the folder of the imported checkpoint. The copy's key is in its environment
+(``VLLM_API_KEY``, ``OPENAI_API_KEY``), because an argument vector is readable by others. Ready means that
+``GET /health``, or ``GET /v1/models`` where there is no such page, answers 200.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from outcrop.engines.base import CopySpec, Endpoint
+from outcrop.engines.llama_cpp import LlamaCpp
+from outcrop.errors import BadSetting, EngineFault
+
+NAME = "custom"
+_PROBE_TIMEOUT_S = 5.0
+
+
+class Custom(LlamaCpp):
+    """Client and command of a server that somebody else wrote.
+
+    A llama.cpp copy is asked through the OpenAI API as well, so its client serves here; what llama.cpp alone
+    understands is left out.
+    """
+
+    name = NAME
+    can_tokenize = False
+    _extra_body: Mapping[str, Any] = {}
+
+    def __init__(self, command: str, *, request_timeout_s: float) -> None:
+        super().__init__(request_timeout_s=request_timeout_s)
+        try:
+            self._argv = shlex.split(command)
+        except ValueError as exc:
+            raise BadSetting(f"custom_engine={command!r} cannot be split into words: {exc}") from exc
+        if not any("{port}" in word for word in self._argv):
+            raise BadSetting(
+                f"custom_engine={command!r} does not say where the port goes; write {{port}} (OUTCROP_CUSTOM_ENGINE)"
+            )
+
+    def command(self, spec: CopySpec) -> list[str]:
+        return [sys.executable, "-P", "-m", "outcrop.engines.custom_child"]
+
+    def child_config(self, spec: CopySpec, secret: str) -> bytes:
+        checkpoint = str(spec.artifact.parent / "checkpoint")
+        argv = [word.replace("{model}", checkpoint) for word in self._argv]
+        return msgspec.json.encode({"argv": argv, "secret": secret}) + b"\n"
+
+    async def is_ready(self, endpoint: Endpoint) -> bool:
+        headers = {"Authorization": f"Bearer {endpoint.secret}"}
+        timeout = aiohttp.ClientTimeout(total=_PROBE_TIMEOUT_S)
+        try:
+            for path in ("/health", "/v1/models"):
+                async with self._client().get(endpoint.base_url + path, headers=headers, timeout=timeout) as response:
+                    if response.status != 404:
+                        return response.status == 200
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            pass
+        return False
+
+    async def tokenize(self, endpoint: Endpoint, text: str) -> list[int]:
+        raise EngineFault("the OpenAI API has no tokenizer to ask")

@@ -1,0 +1,90 @@
+"""The parent of one custom engine: ``python -m outcrop.engines.custom_child``.
+
+It stands between the server and a command that knows nothing of Outcrop: reads one line of JSON (``ChildConfig``) from
+standard input, finds a free port, starts the command in this process group, announces ``{"port": N}`` on standard
+output, and ends the whole group when standard input closes, which it does by whatever death of the server.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+from contextlib import suppress
+
+import msgspec
+
+_GRACE_S = 4.0  # less than the launcher's own, so that the group is gone when it looks
+
+
+class ChildConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The line on standard input; ``{port}`` in *argv* is still to be filled in."""
+
+    argv: list[str]
+    secret: str
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _kill_group() -> None:
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _end(engine_pid: int) -> None:
+    """Ask the engine to end; what it started besides is killed with this process, at the latest after the grace."""
+    with suppress(ProcessLookupError):
+        os.kill(engine_pid, signal.SIGTERM)
+    timer = threading.Timer(_GRACE_S, _kill_group)
+    timer.daemon = True
+    timer.start()
+
+
+def main() -> None:
+    announce = os.dup(1)
+    os.dup2(2, 1)  # what the engine prints must not reach the announcement
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the parent's to handle
+    stdin = os.fdopen(os.dup(0), "rb", buffering=0)
+    config = msgspec.json.decode(stdin.readline(), type=ChildConfig)
+    port = _free_port()
+    argv = [word.replace("{port}", str(port)) for word in config.argv]
+    environment = {**os.environ, "VLLM_API_KEY": config.secret, "OPENAI_API_KEY": config.secret}
+    try:
+        engine = subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=environment)
+    except OSError as exc:
+        os.write(announce, msgspec.json.encode({"error": f"cannot start {argv[0]}: {exc}"}) + b"\n")
+        return
+    is_ending = threading.Event()
+
+    def end(*_: object) -> None:
+        if not is_ending.is_set():
+            is_ending.set()
+            _end(engine.pid)
+
+    def watch_parent() -> None:
+        while stdin.read(4096):
+            pass
+        end()
+
+    def watch_engine() -> None:
+        status = engine.wait()
+        if is_ending.is_set():
+            _kill_group()
+        os._exit(status % 256)
+
+    signal.signal(signal.SIGTERM, end)
+    for watch in (watch_parent, watch_engine):
+        threading.Thread(target=watch, daemon=True).start()
+    os.write(announce, msgspec.json.encode({"port": port}) + b"\n")
+    os.close(announce)
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""A model on an engine that somebody else wrote: any command that serves the OpenAI API."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.server import Server, wait_for
+
+from outcrop.engines.custom import Custom
+from outcrop.errors import BadSetting
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[tuple[Server, str, Path]]:
+    """A server whose model "foreign" runs on a custom engine; its ARN; the file where the engine writes its port."""
+    folder = tmp_path_factory.mktemp("custom")
+    port_file = folder / "port"
+    command = [sys.executable, "-m", "outcrop.bench.upstream", "--port", "{port}", "--port-file", str(port_file)]
+    server = Server(
+        folder / "home", custom_engine=shlex.join(command), custom_engine_models='["foreign"]', cpu_threads=1
+    ).start()
+    yield server, server.import_model(tiny, "foreign"), port_file
+    server.stop()
+
+
+def test_a_model_on_a_custom_engine_answers_through_every_route(served: tuple[Server, str, Path]) -> None:
+    server, arn, _ = served
+    runtime = server.client("bedrock-runtime")
+    chat = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
+    whole = json.loads(runtime.invoke_model(modelId=arn, body=json.dumps(chat))["body"].read())
+    plain = json.loads(runtime.invoke_model(modelId=arn, body='{"prompt":"Hello","max_gen_len":8}')["body"].read())
+    stream = runtime.invoke_model_with_response_stream(modelId=arn, body=json.dumps(chat))["body"]
+    pieces = [json.loads(event["chunk"]["bytes"]) for event in stream]
+
+    assert whole["usage"]["completion_tokens"] == 64  # what this engine says, not what was asked for
+    assert plain["generation_token_count"] == 64
+    assert pieces[-1]["amazon-bedrock-invocationMetrics"]["outputTokenCount"] == 8
+
+
+def test_only_the_named_models_run_on_it(served: tuple[Server, str, Path], tiny: Path) -> None:
+    server, _, _ = served
+    arn = server.import_model(tiny, "own")
+    body = json.dumps({"prompt": "for each", "max_gen_len": 3})
+
+    answer: dict[str, Any] = json.loads(
+        server.client("bedrock-runtime").invoke_model(modelId=arn, body=body)["body"].read()
+    )
+    assert answer["generation_token_count"] == 3
+
+
+def test_a_custom_engine_ends_with_a_server_that_was_killed(tmp_path: Path, tiny: Path) -> None:
+    pid_file = tmp_path / "pid"
+    program = "import os,pathlib,sys; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+    command = [sys.executable, "-c", program, str(pid_file), "-m", "outcrop.bench.upstream", "--port", "{port}"]
+    server = Server(tmp_path / "home", custom_engine=shlex.join(command), custom_engine_models='["*"]').start()
+    arn = server.import_model(tiny, "foreign")
+    server.client("bedrock-runtime").invoke_model(modelId=arn, body='{"prompt":"Hello","max_gen_len":1}')
+    pid = int(pid_file.read_text())
+    assert Path(f"/proc/{pid}").exists()
+
+    server.kill()
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), 10)
+
+
+@pytest.mark.parametrize("command", ["serve-it --model {model}", "serve-it 'open {port}"])
+def test_a_command_that_cannot_work_stops_the_start(command: str) -> None:
+    with pytest.raises(BadSetting, match="custom_engine="):
+        Custom(command, request_timeout_s=1)
