@@ -14,10 +14,11 @@
         │   ├── NotAuthenticated       MissingCredentials, UnknownCredentials, BadSignature,
         │   │                          IncompleteSignature, ExpiredCredentials
         │   ├── NotAllowed
-        │   ├── NotFound               JobNotFound, ModelNotFound
+        │   ├── NotFound               JobNotFound, ModelNotFound, ResourceNotFound, PolicyNotFound
         │   ├── NameTaken
         │   ├── ModelInUse
         │   ├── QuotaExceeded
+        │   ├── TooManyTags
         │   └── UnknownOperation
         ├── Passing                    will pass if retried: ModelNotReady, Throttled, ShuttingDown
         └── Faulty                     what the engine or the machine did: EngineFault, EngineTimeout,
@@ -110,6 +111,14 @@ class ModelNotFound(NotFound):
     pass
 
 
+class ResourceNotFound(NotFound):
+    """No taggable resource has this ARN."""
+
+
+class PolicyNotFound(NotFound):
+    """The resource has no policy of its own."""
+
+
 class NameTaken(Refused):
     """A job or model of that name exists in this account and region."""
 
@@ -120,6 +129,14 @@ class ModelInUse(Refused):
 
 class QuotaExceeded(Refused):
     """An account limit is reached; the message names the quota and its value."""
+
+
+class TooManyTags(Refused):
+    """A resource would have more tags than it may; carries the resource's ARN where it is known."""
+
+    def __init__(self, message: str, *, resource_name: str | None = None) -> None:
+        super().__init__(message)
+        self.resource_name = resource_name
 
 
 class UnknownOperation(Refused):
@@ -151,11 +168,12 @@ class Faulty(ServiceError):
 
 
 class EngineFault(Faulty):
-    """The engine failed on a request; carries the engine's own status where there was one."""
+    """The engine failed on a request; carries the engine's own status where there was one, and the model's name."""
 
-    def __init__(self, message: str, *, engine_status: int | None = None) -> None:
+    def __init__(self, message: str, *, engine_status: int | None = None, resource_name: str | None = None) -> None:
         super().__init__(message)
         self.engine_status = engine_status
+        self.resource_name = resource_name
 
 
 class EngineTimeout(Faulty):

@@ -36,6 +36,21 @@ def imported_model_arn(region: str, account: str, model_id: str) -> str:
     return f"arn:aws:bedrock:{region}:{account}:imported-model/{model_id}"
 
 
+def import_job_resource(job_id: str) -> str:
+    """The end of a job's ARN, which names it within account and region."""
+    return f"model-import-job/{job_id}"
+
+
+def imported_model_resource(model_id: str) -> str:
+    """The end of a model's ARN, which names it within account and region."""
+    return f"imported-model/{model_id}"
+
+
+def is_own_arn(arn: str, region: str, account: str) -> bool:
+    """Whether *arn* names something of *account* in *region*."""
+    return arn.startswith(f"arn:aws:bedrock:{region}:{account}:")
+
+
 def imported_model_id(arn: str) -> ModelId | None:
     """The model id inside an imported-model ARN; None when *arn* is not one."""
     match = _IMPORTED_MODEL_ARN.fullmatch(arn)

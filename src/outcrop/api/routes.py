@@ -19,11 +19,12 @@ from outcrop.api.bedrock_runtime import BedrockRuntime
 from outcrop.api.generation import Measured
 from outcrop.api.http import ClientGone, Receive, Request, Response, Send, Stream, respond, while_connected
 from outcrop.api.openai import OpenAI
+from outcrop.api.refusals import REFUSED_FOR_IMPORTED_MODELS, refusal
 from outcrop.api.wire_errors import aws_error, openai_error
 from outcrop.awswire.parse import request as parse_request
 from outcrop.awswire.serialize import serialize_response
 from outcrop.awswire.service import Router
-from outcrop.errors import NotFound, ServiceError, ServiceFault, UnknownOperation
+from outcrop.errors import EngineFault, NotFound, ServiceError, ServiceFault, UnknownOperation
 from outcrop.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -110,12 +111,19 @@ class Gateway:
             raise UnknownOperation(f"No operation is bound to {request.method} {path[:200]}.")
         operation, labels = match
         is_runtime = operation.service == "bedrock-runtime"
-        if operation.name not in (self._runtime.handlers if is_runtime else self._bedrock.handlers):
-            raise UnknownOperation(f"{operation.name} is not implemented by this service.")
+        is_served = operation.name in (self._runtime.handlers if is_runtime else self._bedrock.handlers)
+        if not is_served and operation.name not in REFUSED_FOR_IMPORTED_MODELS:
+            raise refusal(operation.name, {})
         params = parse_request(operation, labels, request.query.decode("latin-1"), request.header_map(), body)
+        if not is_served:
+            raise refusal(operation.name, params)
         if is_runtime:
             measured = _measured(request)
-            answer = await self._runtime.handlers[operation.name](params, principal, measured)
+            try:
+                answer = await self._runtime.handlers[operation.name](params, principal, measured)
+            except EngineFault as exc:
+                exc.resource_name = params.get("modelId")
+                raise
             if not isinstance(answer, dict):
                 return answer
             extra = [("x-outcrop-gateway-ms", f"{measured.gateway_ms():.3f}")]

@@ -31,6 +31,7 @@ AWS: WireTable = {
     errors.NameTaken: ("ConflictException", 400),  # 400, not 409
     errors.ModelInUse: ("ConflictException", 400),
     errors.QuotaExceeded: ("ServiceQuotaExceededException", 400),
+    errors.TooManyTags: ("TooManyTagsException", 400),
     errors.UnknownOperation: ("UnknownOperationException", 501),
     errors.Refused: ("ValidationException", 400),
     errors.ModelNotReady: ("ModelNotReadyException", 429),  # boto3 retries this by itself
@@ -81,9 +82,11 @@ def retry_headers(exc: ServiceError) -> list[tuple[str, str]]:
 
 def aws_error(exc: ServiceError) -> Response:
     code, status = wire_error(exc, AWS)
-    body = {"message": exc.message}
+    body: dict[str, str | int] = {"message": exc.message}
     if isinstance(exc, errors.EngineFault) and exc.engine_status is not None:
-        body["originalStatusCode"] = exc.engine_status  # type: ignore[assignment]
+        body["originalStatusCode"] = exc.engine_status
+    if isinstance(exc, errors.EngineFault | errors.TooManyTags) and exc.resource_name is not None:
+        body["resourceName"] = exc.resource_name
     headers = [("content-type", "application/json"), ("x-amzn-errortype", code), *retry_headers(exc)]
     return Response(status, headers, msgspec.json.encode(body))
 

@@ -21,6 +21,13 @@ _SHOWN_CHARS = 256
 _SHOWN_PROBLEMS = 20
 _REMEMBERED_CHARS = 256
 
+# botocore 1.44 bedrock/2023-04-20, ResourcePolicyDocument: tab, line feed and carriage return, which IAM's own pattern
+# for policies has here, have become spaces in the published model.
+_REPAIRED = {"[    -\xff]+": "[\t\n\r -\xff]+"}
+
+_QUIETLY = re2.Options()
+_QUIETLY.log_errors = False
+
 
 def spelled(path: Path) -> str:
     """*path* as AWS writes it: ``tags.2.member.key``."""
@@ -90,8 +97,8 @@ def range_rule(shape: Any) -> Callable[[float], str | None]:
 def matcher(pattern: str) -> Callable[[str], bool]:
     """Whether a text is wholly of *pattern*. Short texts are remembered: the same model is named again and again."""
     try:
-        compiled = re2.compile(pattern)
-    except re2.error:  # look-around, which RE2 has not; lengths are checked before
+        compiled = re2.compile(_REPAIRED.get(pattern, pattern), _QUIETLY)
+    except re2.error:  # more than 1,000 repetitions of one character class, which take linear time in re as well
         compiled = re.compile(pattern)
     remembered = lru_cache(maxsize=256)(lambda text: compiled.fullmatch(text) is not None)
 

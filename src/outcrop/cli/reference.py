@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import typer
 from pydantic_core import PydanticUndefined
 
-from outcrop.api import bedrock, bedrock_runtime
+from outcrop.api import bedrock, bedrock_resources, bedrock_runtime
+from outcrop.api.refusals import REFUSED_FOR_IMPORTED_MODELS
 from outcrop.awswire.service import Service
 from outcrop.cli.main import app
 from outcrop.settings import Settings
 
 DOCS = Path(__file__).parents[3] / "docs" / "reference"
-IMPLEMENTED = {"bedrock": bedrock.OPERATIONS, "bedrock-runtime": bedrock_runtime.OPERATIONS}
+IMPLEMENTED = {
+    "bedrock": {**bedrock.OPERATIONS, **bedrock_resources.OPERATIONS},
+    "bedrock-runtime": bedrock_runtime.OPERATIONS,
+}
+# Where an operation does something that a reader of AWS's documentation would not expect.
+NOTES = {
+    "Converse": "for every model with a chat template, also where AWS has none of it (Qwen).",
+    "ConverseStream": "as Converse.",
+    "CreateModelImportJob": "a known `clientRequestToken` gives the first job, whatever else is asked. A name that is "
+    "taken is a ConflictException. `vpcConfig` and `importedModelKmsKeyId` are kept and given back; there is no "
+    "network or key service behind them, and weights are not encrypted with that key.",
+    "DeleteImportedModel": "running requests end, new ones get ResourceNotFoundException at once.",
+    "GetImportedModel": "by ARN or name; one that does not exist is a ResourceNotFoundException.",
+    "GetModelImportJob": "by ARN or name; one that does not exist is a ResourceNotFoundException.",
+    "ListImportedModels": "`nameContains` ignores case. A token is good for the filters it was made with.",
+    "ListModelImportJobs": "`nameContains` ignores case. A token is good for the filters it was made with.",
+    "PutModelInvocationLoggingConfiguration": "kept per account; no invocation log is written yet.",
+    "PutResourcePolicy": "for imported models; kept, not evaluated yet.",
+    "TagResource": "import jobs and imported models, 50 tags each.",
+}
 
 
 def settings_page() -> str:
@@ -38,13 +59,23 @@ def compatibility_page() -> str:
     parts = [
         "# Compatibility",
         "",
-        "Operations of the AWS service models; the others answer UnknownOperationException.",
+        "Every operation of the AWS service models. *yes*: served. *refused*: AWS has the operation and refuses it for",
+        "imported models, and so does this service, with a ValidationException. *no*: answered with",
+        "UnknownOperationException (501), which names the operation.",
     ]
     for name, done in IMPLEMENTED.items():
-        parts += ["", f"## {name}", "", "| operation | implemented |", "| --- | --- |"]
-        parts += [f"| {op} | {'yes' if op in done else 'no'} |" for op in sorted(Service(name).operations)]
+        parts += ["", f"## {name}", "", "| operation | implemented | notes |", "| --- | --- | --- |"]
+        parts += [_operation_row(operation, done) for operation in sorted(Service(name).operations)]
     parts += ["", "## OpenAI", "", "`POST /v1/chat/completions`, `POST /v1/completions`, `GET /v1/models[/{model}]`."]
     return "\n".join(parts) + "\n"
+
+
+def _operation_row(operation: str, done: Mapping[str, str]) -> str:
+    if operation in done:
+        return f"| {operation} | yes | {NOTES.get(operation, '')} |"
+    if reason := REFUSED_FOR_IMPORTED_MODELS.get(operation):
+        return f"| {operation} | refused | {reason} |"
+    return f"| {operation} | no | |"
 
 
 def _describe(command: Any, path: str, parts: list[str]) -> None:

@@ -46,3 +46,29 @@ imported_models = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.UniqueConstraint("account", "model_name", name="one_model_per_name"),
 )
+
+# What is attached to a resource, which is named by the end of its ARN: ``imported-model/abcdef123456``.
+
+resource_tags = sa.Table(
+    "resource_tags",
+    metadata,
+    sa.Column("account", sa.String(12), primary_key=True),
+    sa.Column("resource", sa.String(64), primary_key=True),
+    sa.Column("tag_key", sa.String(128), primary_key=True),
+    sa.Column("tag_value", sa.String(256), nullable=False),
+)
+
+resource_policies = sa.Table(
+    "resource_policies",
+    metadata,
+    sa.Column("account", sa.String(12), primary_key=True),
+    sa.Column("resource", sa.String(64), primary_key=True),
+    sa.Column("policy", sa.Text, nullable=False),  # the document as it was put, byte by byte
+)
+
+invocation_logging = sa.Table(
+    "invocation_logging",
+    metadata,
+    sa.Column("account", sa.String(12), primary_key=True),
+    sa.Column("config", sa.JSON, nullable=False),  # LoggingConfig of bedrock/2023-04-20
+)

@@ -15,7 +15,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from outcrop.errors import JobNotFound, ModelNotFound, NameTaken
-from outcrop.ids import JobId, ModelId, import_job_id, imported_model_id
+from outcrop.ids import JobId, ModelId, import_job_id, import_job_resource, imported_model_id, imported_model_resource
+from outcrop.registry import attachments
+from outcrop.registry.attachments import Attachments
 from outcrop.registry.records import ImportedModel, ImportJob
 from outcrop.registry.schema import import_jobs, imported_models
 
@@ -42,6 +44,7 @@ class Registry:
         self._engine = sa.create_engine(url)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
+        self.attachments = Attachments(self._engine)
 
     @classmethod
     def open(cls, path: Path) -> Registry:
@@ -100,11 +103,15 @@ class Registry:
                     "Choose another importedModelName or delete that model first."
                 )
             db.execute(import_jobs.insert().values(**asdict(job)))
+            tags = attachments.tag_map(job.request.get("jobTags", ()))
+            attachments.put_tags(db, job.account, import_job_resource(job.job_id), tags)
         return job, True
 
     def forget_job(self, job_id: JobId) -> None:
         """Take back a job that was stored and not admitted."""
         with self._engine.begin() as db:
+            account = db.execute(sa.select(import_jobs.c.account).where(import_jobs.c.job_id == job_id)).scalar_one()
+            attachments.drop(db, account, import_job_resource(job_id))
             db.execute(import_jobs.delete().where(import_jobs.c.job_id == job_id))
 
     def update_job(self, job_id: JobId, **values: Any) -> None:
@@ -135,9 +142,14 @@ class Registry:
     # -- imported models --------------------------------------------------------------------------
 
     def complete_job(self, model: ImportedModel, job_id: JobId, **values: Any) -> None:
-        """Register *model* and end its job in one transaction."""
+        """Register *model*, with the tags that its job asked for, and end the job in one transaction."""
+        asked = sa.select(import_jobs.c.request).where(import_jobs.c.job_id == job_id)
         with self._engine.begin() as db:
-            db.execute(imported_models.insert().values(**asdict(model)))
+            # To the millisecond, which is what the API shows, so that filters agree with it.
+            row = {**asdict(model), "created_at": round(model.created_at, 3)}
+            db.execute(imported_models.insert().values(**row))
+            tags = attachments.tag_map(db.execute(asked).scalar_one().get("importedModelTags", ()))
+            attachments.put_tags(db, model.account, imported_model_resource(model.model_id), tags)
             db.execute(import_jobs.update().where(import_jobs.c.job_id == job_id).values(**values))
 
     def model(self, account: str, identifier: str) -> ImportedModel:
@@ -163,6 +175,7 @@ class Registry:
 
     def delete_model(self, account: str, model_id: ModelId) -> None:
         with self._engine.begin() as db:
+            attachments.drop(db, account, imported_model_resource(model_id))
             db.execute(
                 imported_models.delete().where(
                     imported_models.c.account == account, imported_models.c.model_id == model_id
@@ -186,7 +199,8 @@ def _paged(query: sa.Select[Any], table: sa.Table, kind: str, page: Page) -> sa.
     if page.created_before is not None:
         query = query.where(created < page.created_before)
     if page.name_contains:
-        query = query.where(name.contains(page.name_contains, autoescape=True))
+        # LIKE ignores case in SQLite only; lowered, both databases do.
+        query = query.where(sa.func.lower(name).contains(page.name_contains.lower(), autoescape=True))
     if page.phases is not None:
         query = query.where(table.c.phase.in_(page.phases))
     if page.after is not None:

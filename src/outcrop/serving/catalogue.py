@@ -50,7 +50,7 @@ class Catalogue:
     def find(self, account: str, identifier: str) -> Served:
         """The model with this ARN, id or name. Raises ModelNotFound."""
         served = self._by_key.get((account, imported_model_id(identifier) or identifier))
-        if served is None:
+        if served is None or (identifier.startswith("arn:") and identifier != served.facts.arn):
             raise ModelNotFound(f"Could not find imported model {identifier}. Check the model ARN or name.")
         return served
 
