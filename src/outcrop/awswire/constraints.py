@@ -21,9 +21,13 @@ _SHOWN_CHARS = 256
 _SHOWN_PROBLEMS = 20
 _REMEMBERED_CHARS = 256
 
-# botocore 1.44 bedrock/2023-04-20, ResourcePolicyDocument: tab, line feed and carriage return, which IAM's own pattern
-# for policies has here, have become spaces in the published model.
-_REPAIRED = {"[    -\xff]+": "[\t\n\r -\xff]+"}
+# Patterns that mean something else here than where they were written.
+_REPAIRED = {
+    # botocore 1.44 bedrock/2023-04-20, ResourcePolicyDocument: tab, line feed and carriage return, which IAM's own
+    # pattern for policies has here, have become spaces in the published model.
+    "[    -\xff]+": "[\t\n\r -\xff]+",
+    r"\S*": r"[^\s\x0b]*",
+}
 
 _QUIETLY = re2.Options()
 _QUIETLY.log_errors = False
@@ -97,9 +101,9 @@ def range_rule(shape: Any) -> Callable[[float], str | None]:
 def matcher(pattern: str) -> Callable[[str], bool]:
     """Whether a text is wholly of *pattern*. Short texts are remembered: the same model is named again and again."""
     try:
-        compiled = re2.compile(_REPAIRED.get(pattern, pattern), _QUIETLY)
+        compiled = re2.compile(_translated(pattern), _QUIETLY)
     except re2.error:  # more than 1,000 repetitions of one character class, which take linear time in re as well
-        compiled = re.compile(pattern)
+        compiled = re.compile(pattern, re.ASCII)
     remembered = lru_cache(maxsize=256)(lambda text: compiled.fullmatch(text) is not None)
 
     def matches(text: str) -> bool:
@@ -108,3 +112,8 @@ def matcher(pattern: str) -> Callable[[str], bool]:
         return compiled.fullmatch(text) is not None
 
     return matches
+
+
+def _translated(pattern: str) -> str:
+    """*pattern* for RE2, whose white space lacks the vertical tab of Java's; the models have it in classes only."""
+    return _REPAIRED.get(pattern) or pattern.replace(r"\s", r"\s\x0b")

@@ -12,7 +12,11 @@ from outcrop.awswire.documents import decode_object
 from outcrop.awswire.service import Operation
 from outcrop.awswire.shapes import Reader, Readers, blob_check, members_reader, text_reader
 
-_readers = Readers()
+
+@cache
+def _readers(service: str) -> Readers:
+    """Of one service: two services give one name to different shapes."""
+    return Readers()
 
 
 def request(
@@ -24,13 +28,13 @@ def request(
 
 @cache
 def _reader(operation: Operation) -> RequestReader:
-    return RequestReader(operation.model.input_shape)
+    return RequestReader(operation.model.input_shape, _readers(operation.service))
 
 
 class RequestReader:
     """Where each member of an operation's input is found on the wire, worked out once."""
 
-    def __init__(self, shape: Any) -> None:
+    def __init__(self, shape: Any, readers: Readers) -> None:
         self._uri: list[tuple[str, str, Reader]] = []
         self._query: dict[str, tuple[str, bool, Reader]] = {}
         self._headers: list[tuple[str, str, Reader]] = []
@@ -42,23 +46,23 @@ class RequestReader:
             wire = member.serialization.get("name", name)
             match member.serialization.get("location"):
                 case "uri":
-                    self._uri.append((name, wire, text_reader(member, _readers)))
+                    self._uri.append((name, wire, text_reader(member, readers)))
                 case "querystring":
                     is_list = member.type_name == "list"
                     self._query[wire] = (
                         name,
                         is_list,
-                        _readers.of(member) if is_list else text_reader(member, _readers),
+                        readers.of(member) if is_list else text_reader(member, readers),
                     )
                 case "header":
-                    self._headers.append((name, wire.lower(), text_reader(member, _readers)))
+                    self._headers.append((name, wire.lower(), text_reader(member, readers)))
                 case "headers":
                     self._prefixes.append((name, wire.lower()))
                 case _ if name == shape.serialization.get("payload"):
                     is_blob = member.type_name == "blob"
-                    self._payload = (name, is_blob, blob_check(member) if is_blob else _readers.of(member))
+                    self._payload = (name, is_blob, blob_check(member) if is_blob else readers.of(member))
                 case _:
-                    in_body[wire] = (name, _readers.of(member))
+                    in_body[wire] = (name, readers.of(member))
         self._body = members_reader(shape, in_body) if in_body else None
         if shape is not None:
             elsewhere = {name for name, _ in in_body.values()}

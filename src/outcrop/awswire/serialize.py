@@ -14,7 +14,6 @@ from outcrop.awswire.shapes import Writer, Writers, iso_time, write_members
 
 Wire = tuple[int, list[tuple[str, str]], bytes]
 
-_writers = Writers()
 _encode = msgspec.json.Encoder().encode
 
 
@@ -24,6 +23,12 @@ def serialize_response(operation: Operation, result: Mapping[str, Any]) -> Wire:
     Raises ValueError for a member that the model has not: a defect of ours, not of the caller.
     """
     return _writer(operation)(result)
+
+
+@cache
+def _writers(service: str) -> Writers:
+    """Of one service: two services give one name to different shapes."""
+    return Writers()
 
 
 @cache
@@ -45,7 +50,7 @@ class ResponseWriter:
             if member.serialization.get("location") == "header":
                 self._headers[name] = wire.lower()
             else:
-                self._members[name] = (wire, _writers.of(member))
+                self._members[name] = (wire, _writers(operation.service).of(member))
 
     def __call__(self, result: Mapping[str, Any]) -> Wire:
         headers = [("content-type", "application/json")]

@@ -31,7 +31,7 @@ _BITS = {"integer": 31, "long": 63}
 
 
 class Readers:
-    """Readers by shape name; a shape that holds itself finds the reader that is being made."""
+    """Readers of one service by shape name; a shape that holds itself finds the reader that is being made."""
 
     def __init__(self) -> None:
         self._made: dict[str, Reader] = {}
@@ -249,7 +249,7 @@ def wrong_type(value: Any, wanted: str, path: Path) -> MalformedBody:
 
 
 class Writers:
-    """Writers by shape name and timestamp format."""
+    """Writers of one service by shape name and timestamp format."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, Any], Writer] = {}
