@@ -6,6 +6,7 @@ import base64
 import binascii
 import hmac
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import sha256
@@ -32,6 +33,21 @@ SHORT_TERM_HOST = "bedrock.amazonaws.com"
 SHORT_TERM_MAX_S = 12 * 3600
 
 
+@dataclass(frozen=True, slots=True)
+class _Signed:
+    key: AccessKey
+    given: Authorization
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who a request says it is from; *signed* is what is still to be verified, None for a bearer key that is known."""
+
+    principal: Principal
+    signed: _Signed | None = None
+
+
 class Authenticator:
     """Checks every request against a credential store; keeps derived day keys, never secrets of its own."""
 
@@ -50,30 +66,48 @@ class Authenticator:
         self._services = frozenset(services)
         self._max_skew = timedelta(seconds=max_skew_s)
 
-    def authenticate(
-        self, method: str, raw_path: bytes, query: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes
-    ) -> Principal:
-        """Who signed this request. Raises a NotAuthenticated error."""
+    def claim(self, headers: Sequence[tuple[bytes, bytes]]) -> Claim:
+        """Who the headers alone say is asking: enough to turn strangers away before a byte of the body is read.
+
+        Raises a NotAuthenticated error. A claim made by a signature is worth nothing until ``verify`` has passed it.
+        """
         merged = _merge(headers)
         authorization = merged.get("authorization", "")
         scheme, _, rest = authorization.partition(" ")
         if scheme.lower() == "bearer":
-            return self._bearer(rest.strip())
+            return Claim(self._bearer(rest.strip()))
         if scheme == ALGORITHM:
-            return self._signed(method, raw_path, query, merged, body, Authorization.parse(authorization))
+            return self._signed_claim(merged, Authorization.parse(authorization))
         if authorization:
             raise IncompleteSignature(f"Authorization header must begin with '{ALGORITHM}' or 'Bearer'.")
         raise MissingCredentials("Missing Authentication Token")
 
-    def _signed(
-        self,
-        method: str,
-        raw_path: bytes,
-        query: bytes,
-        headers: dict[str, str],
-        body: bytes,
-        given: Authorization,
+    def verify(self, claim: Claim, method: str, raw_path: bytes, query: bytes, body: bytes) -> Principal:
+        """The principal of *claim*, once its signature fits the whole request. Raises BadSignature."""
+        if claim.signed is None:
+            return claim.principal
+        given, headers = claim.signed.given, claim.signed.headers
+        actual = sha256(body).hexdigest()
+        if headers.get("x-amz-content-sha256", actual) != actual:
+            raise BadSignature(MISMATCH)
+        request = sigv4.canonical_request(
+            method,
+            sigv4.canonical_path(raw_path),
+            sigv4.canonical_query(query.decode("latin-1")),
+            sigv4.canonical_headers(given.signed_headers, headers),
+            given.signed_headers,
+            actual,
+        )
+        self._compare(claim.signed.key, given.scope, headers["x-amz-date"], request, given.signature)
+        return claim.principal
+
+    def authenticate(
+        self, method: str, raw_path: bytes, query: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes
     ) -> Principal:
+        """Who made this request. Raises a NotAuthenticated error."""
+        return self.verify(self.claim(headers), method, raw_path, query, body)
+
+    def _signed_claim(self, headers: dict[str, str], given: Authorization) -> Claim:
         timestamp = headers.get("x-amz-date")
         if timestamp is None:
             raise IncompleteSignature("Authorization header requires existence of an 'X-Amz-Date' header.")
@@ -85,19 +119,7 @@ class Authenticator:
             raise UnknownCredentials(INVALID_TOKEN)  # no session tokens are issued by this installation
         self._check_scope(given.scope, timestamp)
         self._check_skew(timestamp)
-        actual = sha256(body).hexdigest()
-        if headers.get("x-amz-content-sha256", actual) != actual:
-            raise BadSignature(MISMATCH)
-        request = sigv4.canonical_request(
-            method,
-            sigv4.canonical_path(raw_path.decode("latin-1")),
-            sigv4.canonical_query(query.decode("latin-1")),
-            sigv4.canonical_headers(signed, headers),
-            signed,
-            actual,
-        )
-        self._compare(key, given.scope, timestamp, request, given.signature)
-        return key.principal
+        return Claim(key.principal, _Signed(key, given, headers))
 
     def _bearer(self, token: str) -> Principal:
         if token.startswith(SHORT_TERM_PREFIX):

@@ -51,7 +51,7 @@ class Request:
     async def body(self, limit: int) -> bytes:
         """The whole body. Raises BodyTooLarge over *limit* bytes, ClientGone when the client leaves first."""
         declared = self.header_map().get("content-length", "0")
-        too_large = declared.isdigit() and int(declared) > limit
+        too_large = declared.isascii() and declared.isdigit() and int(declared[:20]) > limit
         parts: list[bytes] = []
         size = 0
         while True:
@@ -70,6 +70,17 @@ class Request:
         if too_large:
             raise BodyTooLarge(f"The request body is larger than the limit of {limit} bytes. Send a smaller body.")
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def discard(self) -> None:
+        """Read and drop the body of a request that is refused before it, so that the client hears the answer."""
+        size = 0
+        while size <= _DISCARD_BYTES:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            size += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                return
 
     async def disconnected(self) -> None:
         """Return when the client has left; call it only after the body was read."""

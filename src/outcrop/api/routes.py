@@ -76,12 +76,15 @@ class Gateway:
             return
         is_openai = path.startswith("/v1/")
         to_wire = openai_error if is_openai else aws_error
-        body: bytes | None = None
+        try:
+            claim = self._authenticator.claim(request.headers)
+        except ServiceError as exc:
+            await request.discard()  # a stranger's body costs no memory
+            await respond(to_wire(exc), request.request_id, send)
+            return
         try:
             body = await request.body(self._max_body_bytes)
-            principal = self._authenticator.authenticate(
-                request.method, request.raw_path, request.query, request.headers, body
-            )
+            principal = self._authenticator.verify(claim, request.method, request.raw_path, request.query, body)
         except ServiceError as exc:
             await respond(to_wire(exc), request.request_id, send)
             return

@@ -13,6 +13,7 @@ from botocore.loaders import Loader
 from botocore.model import OperationModel, ServiceModel
 
 _REMEMBERED_CHARS = 512
+_SPELLED_OTHERWISE = re.compile(r"//|/\.\.?(?:/|$)")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +76,9 @@ class Router:
         )
 
     def _match(self, method: str, raw_path: str) -> tuple[Operation, Mapping[str, str]] | None:
+        # A signature holds for every spelling of a path with dot and empty segments; only the plain one is routed.
+        if _SPELLED_OTHERWISE.search(raw_path):
+            return None
         path = raw_path.rstrip("/")
         for pattern, operation in self._exact.get((method, path.count("/")), ()):
             if found := pattern.fullmatch(path):

@@ -59,28 +59,28 @@ class Authorization:
         return cls(Scope.parse(fields["Credential"]), tuple(fields["SignedHeaders"].split(";")), fields["Signature"])
 
 
-def canonical_path(raw_path: str) -> str:
+def canonical_path(raw_path: bytes) -> str:
     """*raw_path* without dot segments, percent-encoded once more."""
-    segments: list[str] = []
-    for segment in raw_path.split("/"):
-        if segment == ".." and len(segments) > 1:
+    segments: list[bytes] = []
+    for segment in raw_path.split(b"/"):
+        if segment == b".." and len(segments) > 1:
             segments.pop()
-        elif segment not in (".", "..") and (segment or not segments):
+        elif segment not in (b".", b"..") and (segment or not segments):
             segments.append(segment)
-    path = "/".join(segments) or "/"
-    if raw_path.endswith(("/", "/.", "/..")) and not path.endswith("/"):
-        path += "/"
+    path = b"/".join(segments) or b"/"
+    if raw_path.endswith((b"/", b"/.", b"/..")) and not path.endswith(b"/"):
+        path += b"/"
     return quote(path, safe="/-_.~")
 
 
-def canonical_query(query: str, *, without: str = "") -> str:
-    """Parameters decoded, encoded the one way AWS does, and sorted; *without* leaves one name out."""
+def canonical_query(query: str) -> str:
+    """Parameters decoded, encoded the one way AWS does, and sorted."""
     pairs = []
     for field in query.split("&"):
         if field:
             name, _, value = field.partition("=")
             pairs.append((_encode(name), _encode(value)))
-    return "&".join(f"{name}={value}" for name, value in sorted(pairs) if name != without)
+    return "&".join(f"{name}={value}" for name, value in sorted(pairs))
 
 
 def _encode(text: str) -> str:
