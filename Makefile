@@ -44,6 +44,10 @@ $(FOREIGN)/%/.installed: %.txt
 	$(@D)/bin/python $(PIP) -r $<
 	@touch $@
 
+test-wire: $(STAMP) ## Run the long wire tests: 10,000 signatures, 5,000 HTTP/2 sessions, both service models
+	OUTCROP_TEST_SIGNATURES=10000 OUTCROP_TEST_SESSIONS=5000 OUTCROP_TEST_EXAMPLES=100 $(BIN)/python -m pytest -q --timeout 1800 \
+		tests/unit/access tests/unit/awswire tests/api/test_transport.py
+
 test-parity: $(STAMP) ## Run the tests that compare with transformers (installs torch)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
 	$(BIN)/python -m pytest -q tests/parity
@@ -67,4 +71,4 @@ bench-gateway: $(STAMP) $(FOREIGN)/litellm/.installed $(FOREIGN)/ray/.installed 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) $(FOREIGN) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
-.PHONY: help setup demo serve test test-clients test-parity check docs bench bench-gateway clean
+.PHONY: help setup demo serve test test-wire test-clients test-parity check docs bench bench-gateway clean

@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 import uvloop
 from granian.constants import Interfaces
+from granian.http import HTTP2Settings
 from granian.server.embed import Server
 
 from outcrop.access.authenticate import Authenticator
@@ -47,6 +48,7 @@ from outcrop.telemetry.metrics import Metrics
 log = structlog.get_logger(__name__)
 
 BACKLOG = 1024
+MAX_HEADERS_BYTES = 65536  # of one HTTP/2 request; HTTP/1.1 takes at most 100 headers
 
 
 def serve(settings: Settings) -> int:
@@ -119,7 +121,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             undo.push_async_callback(fleet.close, settings.drain_s)
             undo.push_async_callback(importer.close)
             await importer.resume()
-            url = await undo.enter_async_context(_listening(gateway, settings))
+            url = await undo.enter_async_context(listening(gateway, settings))
             address = settings.run / "server.json"
             write_atomically(address, json.dumps({"url": url, "pid": os.getpid()}).encode())
             undo.callback(address.unlink, missing_ok=True)
@@ -131,7 +133,8 @@ async def running(settings: Settings) -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def _listening(gateway: Gateway, settings: Settings) -> AsyncIterator[str]:
+async def listening(gateway: Gateway, settings: Settings) -> AsyncIterator[str]:
+    """Serve *gateway* on the port of *settings* until the end of the block; yields the URL once it accepts."""
     port = settings.port or _free_port(settings.host)
     _check_port(settings.host, port)
     tls: dict[str, Any] = {}
@@ -146,6 +149,7 @@ async def _listening(gateway: Gateway, settings: Settings) -> AsyncIterator[str]
         websockets=False,
         backlog=BACKLOG,
         log_enabled=False,
+        http2_settings=HTTP2Settings(max_headers_size=MAX_HEADERS_BYTES),
         **tls,
     )
     task = asyncio.create_task(server.serve(), name="http")

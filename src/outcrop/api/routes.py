@@ -24,7 +24,7 @@ from outcrop.api.wire_errors import aws_error, openai_error
 from outcrop.awswire.parse import request as parse_request
 from outcrop.awswire.serialize import serialize_response
 from outcrop.awswire.service import Router
-from outcrop.errors import EngineFault, NotFound, ServiceError, ServiceFault, UnknownOperation
+from outcrop.errors import EngineFault, MalformedBody, NotFound, ServiceError, ServiceFault, UnknownOperation
 from outcrop.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -77,16 +77,19 @@ class Gateway:
         is_openai = path.startswith("/v1/")
         to_wire = openai_error if is_openai else aws_error
         try:
-            claim = self._authenticator.claim(request.headers)
-        except ServiceError as exc:
-            await request.discard()  # a stranger's body costs no memory
-            await respond(to_wire(exc), request.request_id, send)
-            return
-        try:
+            try:
+                claim = self._authenticator.claim(request.headers)
+            except ServiceError:
+                await request.discard()  # a stranger's body costs no memory
+                raise
             body = await request.body(self._max_body_bytes)
             principal = self._authenticator.verify(claim, request.method, request.raw_path, request.query, body)
         except ServiceError as exc:
             await respond(to_wire(exc), request.request_id, send)
+            return
+        except ClientGone:  # or it only closed its half, and hears this
+            cut_off = MalformedBody("The request body ended before it was complete. Send all of its content-length.")
+            await respond(to_wire(cut_off), request.request_id, send)
             return
         handle = self._openai_route if is_openai else self._own_route if _is_own(path) else self._aws_route
         await while_connected(request, self._answer(handle(request, path, body, principal), to_wire, request, send))

@@ -18,7 +18,7 @@ from outcrop.access.authenticate import Authenticator
 from outcrop.access.identities import AccessKey, MemoryCredentials, Principal
 from outcrop.errors import NotAuthenticated
 
-REQUESTS = int(os.environ.get("OUTCROP_TEST_SIGNATURES", "10000"))
+REQUESTS = int(os.environ.get("OUTCROP_TEST_SIGNATURES", "4000"))
 ME = Principal("123456789012", "arn:aws:iam::123456789012:user/me")
 KEY, SECRET = "AKIAABCDEFGHIJKLMNOP", "s" * 40
 SIGNER = SigV4Auth(Credentials(KEY, SECRET), "bedrock", "us-east-1")

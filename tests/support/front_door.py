@@ -1,0 +1,130 @@
+"""The whole front door on a real socket over a runtime that does as it is told: transport without an engine.
+
+Everything from the port to the parsed parameters is the product's own; only what answers inference is scripted, by the
+model's name, and counts what it gave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from outcrop.access.authenticate import Authenticator
+from outcrop.access.identities import AccessKey, BearerKey, MemoryCredentials, Principal
+from outcrop.api.http import Response, Stream
+from outcrop.api.routes import Gateway
+from outcrop.app import listening
+from outcrop.awswire.service import Router, Service
+from outcrop.settings import Settings
+from outcrop.telemetry.metrics import Metrics
+
+KEY, SECRET, BEARER = "AKIAABCDEFGHIJKLMNOP", "s" * 40, "bearer-key"
+_ME = Principal("000000000000", "arn:aws:iam::000000000000:user/me")
+CHUNK = b"x" * 65536
+
+
+class Runtime:
+    """Answers by model name: ``echo`` gives the body back, ``flood`` streams without end; others as *script* says."""
+
+    def __init__(self) -> None:
+        self.script: dict[str, Callable[[], Any]] = {}
+        self.given_chunks = 0
+        self.open_streams = 0
+        self.seen_headers: list[dict[str, str]] = []
+        self.handlers = {"InvokeModel": self.invoke, "InvokeModelWithResponseStream": self.stream}
+
+    async def invoke(self, params: Mapping[str, Any], principal: Principal, measured: Any) -> Response:
+        if made := self.script.get(params["modelId"]):
+            raise made()
+        return Response(200, [("content-type", "application/json")], params.get("body", b""))
+
+    async def stream(self, params: Mapping[str, Any], principal: Principal, measured: Any) -> Stream:
+        if made := self.script.get(params["modelId"]):
+            raise made()
+        return Stream(200, [("content-type", "application/octet-stream")], self._flood())
+
+    async def _flood(self) -> AsyncIterator[bytes]:
+        self.open_streams += 1
+        try:
+            while True:
+                self.given_chunks += 1
+                yield CHUNK
+                await asyncio.sleep(0)
+        finally:
+            self.open_streams -= 1
+
+
+class FrontDoor:
+    """A gateway in a thread of its own; use as a context manager."""
+
+    def __init__(self, home: Path, **settings: Any) -> None:
+        self.settings = Settings(home=home, port=0, **settings)
+        self.runtime = Runtime()
+        self.url = ""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+
+    def __enter__(self) -> FrontDoor:
+        self._thread.start()
+        assert self._up.wait(30)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._loop is not None
+        assert self._stop is not None
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        store = MemoryCredentials([AccessKey(KEY, SECRET, _ME)], [BearerKey(sha256(BEARER.encode()).hexdigest(), _ME)])
+        gateway = Gateway(
+            authenticator=Authenticator(store, region="us-east-1", now=lambda: datetime.now(UTC)),
+            router=Router([Service("bedrock"), Service("bedrock-runtime")]),
+            bedrock=SimpleNamespace(handlers={}),  # type: ignore[arg-type]
+            runtime=self.runtime,  # type: ignore[arg-type]
+            openai=SimpleNamespace(),  # type: ignore[arg-type]
+            admin=SimpleNamespace(),  # type: ignore[arg-type]
+            metrics=Metrics(),
+            max_body_bytes=self.settings.max_body_bytes,
+            is_ready=lambda: True,
+        )
+        async with listening(gateway, self.settings) as self.url:
+            self._up.set()
+            await self._stop.wait()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.url.rpartition("//")[2].partition(":")
+        return host, int(port)
+
+    def tasks(self) -> int:
+        """Tasks of the server's event loop."""
+        assert self._loop is not None
+        counted: asyncio.Future[int] = asyncio.run_coroutine_threadsafe(self._count(), self._loop)  # type: ignore[assignment]
+        return counted.result(10)  # type: ignore[call-arg]
+
+    async def _count(self) -> int:
+        return len(asyncio.all_tasks()) - 1
+
+    def client(self, **config: Any) -> Any:
+        return boto3.client(
+            "bedrock-runtime",
+            endpoint_url=self.url,
+            region_name="us-east-1",
+            aws_access_key_id=KEY,
+            aws_secret_access_key=SECRET,
+            config=Config(**config),
+        )
