@@ -13,7 +13,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import aiohttp
 import msgspec
 
 from outcrop.engines.base import CopySpec, Endpoint
@@ -21,7 +20,6 @@ from outcrop.engines.llama_cpp import LlamaCpp
 from outcrop.errors import BadSetting, EngineFault
 
 NAME = "custom"
-_PROBE_TIMEOUT_S = 5.0
 
 
 class Custom(LlamaCpp):
@@ -55,16 +53,8 @@ class Custom(LlamaCpp):
         return msgspec.json.encode({"argv": argv, "secret": secret}) + b"\n"
 
     async def is_ready(self, endpoint: Endpoint) -> bool:
-        headers = {"Authorization": f"Bearer {endpoint.secret}"}
-        timeout = aiohttp.ClientTimeout(total=_PROBE_TIMEOUT_S)
-        try:
-            for path in ("/health", "/v1/models"):
-                async with self._client().get(endpoint.base_url + path, headers=headers, timeout=timeout) as response:
-                    if response.status != 404:
-                        return response.status == 200
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            pass
-        return False
+        status = await self._answers(endpoint, "/health")
+        return (await self._answers(endpoint, "/v1/models") if status == 404 else status) == 200
 
     async def tokenize(self, endpoint: Endpoint, text: str) -> list[int]:
         raise EngineFault("the OpenAI API has no tokenizer to ask")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-import aiohttp
 import msgspec
 
+from outcrop.engines import http1
 from outcrop.engines.base import CopySpec, Endpoint
 from outcrop.errors import EngineFault, EngineTimeout, InvalidRequest, PromptTooLong, ServiceError
 from outcrop.inference.canonical import Choice, Chunk, Completion, GenerateRequest, Usage
@@ -84,7 +85,7 @@ class LlamaCpp:
 
     def __init__(self, *, request_timeout_s: float) -> None:
         self._request_timeout_s = request_timeout_s
-        self._session: aiohttp.ClientSession | None = None
+        self._http: http1.Client | None = None
 
     def command(self, spec: CopySpec) -> list[str]:
         # -P: a file in the working directory must not shadow a module.
@@ -102,13 +103,7 @@ class LlamaCpp:
         return _encode(config) + b"\n"
 
     async def is_ready(self, endpoint: Endpoint) -> bool:
-        try:
-            async with self._client().get(
-                endpoint.base_url + "/health", timeout=aiohttp.ClientTimeout(total=_PROBE_TIMEOUT_S)
-            ) as response:
-                return response.status == 200
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            return False
+        return await self._answers(endpoint, "/health") == 200
 
     async def complete(self, endpoint: Endpoint, request: GenerateRequest) -> Completion:
         body = {**self._extra_body, **request.body, "stream": False}
@@ -128,7 +123,7 @@ class LlamaCpp:
         async with self._post(endpoint, _PATHS[request.kind], body, reuse=False) as response:
             rest = b""
             # One turn of the loop per network read, however many events it brought.
-            async for data in response.content.iter_any():
+            async for data in response.parts():
                 *events, rest = (rest + data).split(b"\n\n")
                 for event in events:
                     if not event.startswith(b"data: "):
@@ -148,47 +143,56 @@ class LlamaCpp:
             return _read(_decode_tokens, await response.read()).tokens
 
     async def aclose(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        if self._http is not None:
+            await self._http.aclose()
+            self._http = None
 
-    def _client(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_CONNECTION_S),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=self._request_timeout_s
-                ),
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("Accept-Encoding", "User-Agent"),
-                read_bufsize=2**20,
+    async def _answers(self, endpoint: Endpoint, path: str) -> int:
+        """The status of a GET of *path*; 0 when the copy cannot be reached."""
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                answer = await self._client().request("GET", endpoint.base_url, path, bearer=endpoint.secret)
+                try:
+                    await answer.read()
+                finally:
+                    answer.close()
+        except (OSError, TimeoutError):
+            return 0
+        return answer.status
+
+    def _client(self) -> http1.Client:
+        if self._http is None:
+            self._http = http1.Client(
+                connect_timeout_s=_CONNECT_TIMEOUT_S,
+                read_timeout_s=self._request_timeout_s,
+                keep_s=_KEEP_CONNECTION_S,
             )
-        return self._session
+        return self._http
 
     @asynccontextmanager
     async def _post(
-        self, endpoint: Endpoint, path: str, body: dict[str, Any], *, reuse: bool = True
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A good response; the seam where every client exception and every error status becomes ours."""
-        headers = {"Authorization": f"Bearer {endpoint.secret}", "Content-Type": "application/json"}
-        if not reuse:
-            # The server closes the connection after a stream although it says keep-alive, and a client that
-            # believed it would write its next request into a closed socket.
-            headers["Connection"] = "close"
+        self, endpoint: Endpoint, path: str, body: Mapping[str, Any], *, reuse: bool = True
+    ) -> AsyncIterator[http1.Answer]:
+        """A good response; the seam where every client exception and every error status becomes ours.
+
+        Without *reuse* the connection ends with the answer. llama.cpp closes it after a stream although it says
+        keep-alive, and a client that believed it would write its next request into a closed socket.
+        """
         try:
-            response = await self._client().post(endpoint.base_url + path, data=_encode(body), headers=headers)
+            response = await self._client().request(
+                "POST", endpoint.base_url, path, bearer=endpoint.secret, body=_encode(body), reuse=reuse
+            )
             try:
                 if response.status != 200:
                     raise _refusal(response.status, await response.read())
                 yield response
             finally:
-                # A response that was read to its end has given its connection back; closing any other one
-                # is what tells the engine to stop generating.
+                # A response that was read to its end gives its connection back; closing any other one is what tells
+                # the engine to stop generating.
                 response.close()
         except TimeoutError as exc:
             raise EngineTimeout(f"the engine sent nothing for {self._request_timeout_s:g} s") from exc
-        except (aiohttp.ClientError, OSError) as exc:
+        except OSError as exc:
             raise EngineFault(f"the connection to the engine broke: {exc or type(exc).__name__}") from exc
 
 
