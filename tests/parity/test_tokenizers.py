@@ -14,6 +14,8 @@ from tests.parity.engine import convert, serving
 from tests.support.checkpoints import make_checkpoint
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
+from outcrop.checkpoints.pre_tokenizers import PRE_TOKENIZERS
+
 TEXTS = (
     "Hello, world! How are you today? worldwide a worldwide worldwides",
     "I'll we're DON'T IT'S o'clock 'S ' s 'LLAMA",
@@ -69,6 +71,25 @@ def _all_joined(texts: list[str]) -> dict[str, Any]:
     return model
 
 
+def _split_by(*patterns: str, ignore_merges: bool = False) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        rules = [
+            {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+            for regex in patterns
+        ]
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*rules, level]}
+        document["model"]["ignore_merges"] = ignore_merges
+
+    return change
+
+
+def _like_starcoder(document: dict[str, Any]) -> None:
+    digits = {"type": "Digits", "individual_digits": True}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, level]}
+
+
 def _as_it_is(document: dict[str, Any]) -> None:
     pass
 
@@ -98,6 +119,16 @@ def _with_nfc(document: dict[str, Any]) -> None:
         ("qwen2", _as_it_is),
         ("qwen2", _with_nfc),
         ("qwen2", _like_gpt2),
+        ("qwen2", _like_starcoder),
+        *(
+            ("qwen2", _split_by(*rules, ignore_merges=ignore_merges))
+            for (rules, ignore_merges), name in PRE_TOKENIZERS.items()
+            if name in ("qwen35", "hunyuan", "gpt-4o", "tekken", "deepseek-v3")
+        ),
+    ],
+    ids=[
+        *("llama-bpe", "dbrx", "qwen2", "qwen2 with NFC", "gpt-2", "starcoder"),
+        *(name for name in PRE_TOKENIZERS.values() if name in ("qwen35", "hunyuan", "gpt-4o", "tekken", "deepseek-v3")),
     ],
 )
 def test_every_text_gets_the_ids_of_the_checkpoints_tokenizer(

@@ -66,7 +66,7 @@ def make_checkpoint(
     if has_chat_template:
         tokenizer_config["chat_template"] = TEMPLATE
     _json(folder / "tokenizer_config.json", tokenizer_config)
-    (folder / "tokenizer.json").write_text(_tokenizer(family))
+    (folder / "tokenizer.json").write_text(tokenizer_json(family))
     random = np.random.default_rng(seed)
     tensors = {
         name: random.normal(1 if "norm" in name else 0, 0.2 if "norm" in name else 0.15, shape).astype(np.float32)
@@ -126,7 +126,7 @@ def _json(path: Path, value: object) -> None:
 
 
 @lru_cache
-def _tokenizer(family: str) -> str:
+def tokenizer_json(family: str) -> str:
     tokenizer = Tokenizer(models.BPE(ignore_merges=family in ("llama", "mistral")))
     split = pre_tokenizers.Split(Regex(_SPLIT.format(digits=_DIGITS[family])), "isolated")
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -140,3 +140,16 @@ def _tokenizer(family: str) -> str:
     )
     tokenizer.train_from_iterator(_TEXT, trainer)
     return tokenizer.to_str()
+
+
+# Eight texts of at least 64 tokens: prose, other scripts, emoji, code, white space, special tokens.
+PROMPTS = (
+    "The import service reads a checkpoint, checks its tensors, converts it and proves that it answers. " * 2,
+    "Grüße aus Zürich: naïve Café-Besucher zahlen 3,50 € für «Rösti» – ‘quoted’ … ½ 日本語のテキスト 中文字符 한국어",
+    "🙂👩‍👩‍👧‍👦🇩🇪🏳️‍🌈☃️𝔘𝔫𝔦𝔠𝔬𝔡𝔢 e\u0301 A\u030a zero\u200bwidth\ufeff nb\u00a0sp",
+    "for (Account a : [SELECT Id FROM Account WHERE Name = :n LIMIT 10]) {\n        update a;\n\t}\n\n\n" * 2,
+    "def f(self, *args, **kwargs):\n    return {k: v[::-1] for k, v in kwargs.items() if v}  # 12345.678\n" * 2,
+    "a" + " " * 40 + "b\n\n\n\n\t\t\t\tc" + "\n " * 20 + "d" + " \r\n" * 12 + "e",
+    "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\nIt is 4.<|im_end|>\n<|endoftext|>" * 3,
+    "العربية עִבְרִית हिन्दी ไทย ქართული Ελληνικά Съешь ещё этих мягких французских булок",
+)

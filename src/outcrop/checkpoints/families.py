@@ -34,10 +34,12 @@ _EXPERTS = 1 << 12
 class Family:
     """One model_type. *gguf*: llama.cpp's architecture name; None where our converter does not write it.
 
-    *tensors*: HF names and shapes for a config; None where the layout varies too much to be checked. *names*: our key
-    -> the family's own for the same fact. *defaults*: what transformers takes for a key that is left out. *explicit*:
-    keys that may not be left out, since transformers then takes a default that is not the common one. *also*: ends of
-    the names of tensors that some checkpoints carry beside those, and nobody reads. *modality*: text, vision-language.
+    *tensors*: HF names and shapes for a config; None where the layout varies too much to be checked. *modality*: text
+    or vision-language. *also*: ends of names of tensors that some checkpoints carry beside those and nobody reads.
+
+    How its config is read: *names*: our key -> the family's own for the same fact. *defaults*: what transformers takes
+    for a key that is left out. *derived*: keys that follow from others, whatever the config says of them. *explicit*:
+    keys that may not be left out, since transformers then takes a default that is not the common one.
     """
 
     model_type: str
@@ -50,6 +52,7 @@ class Family:
     names: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     required: Mapping[str, int] = field(default_factory=dict)
+    derived: Callable[[Config], Mapping[str, Any]] | None = None
     explicit: tuple[str, ...] = ()
     also: tuple[str, ...] = ("rotary_emb.inv_freq",)
     other_architectures: tuple[str, ...] = ()
@@ -70,11 +73,13 @@ class Family:
         config = {**raw, **nested} if isinstance(nested, dict) else dict(raw)
         config["model_type"] = self.model_type
         for ours, theirs in self.names.items():
-            if config.get(ours) is None and config.get(theirs) is not None:
+            if theirs in config:
                 config[ours] = config[theirs]
         for key, value in {"tie_word_embeddings": False, **self.defaults}.items():
             if config.get(key) is None:
                 config[key] = value(config) if callable(value) else value
+        if self.derived is not None:
+            config.update(self.derived(config))
         return config
 
 
@@ -156,6 +161,7 @@ _ROWS = (
         model_type="qwen3_moe",
         architecture="Qwen3MoeForCausalLM",
         label="Qwen3-MoE",
+        names={"num_experts": "num_local_experts"},
         gguf="qwen3moe",
         tensors=layouts.qwen3_moe,
         required={
@@ -178,9 +184,11 @@ _ROWS = (
             "tie_word_embeddings": True,
             "multi_query": True,
             "intermediate_size": _bigcode_inner,
-            "num_key_value_heads": lambda config: 1 if config["multi_query"] else config.get("num_attention_heads"),
             "activation_function": "gelu_pytorch_tanh",
             "layer_norm_epsilon": 1e-5,
+        },
+        derived=lambda config: {
+            "num_key_value_heads": 1 if config["multi_query"] else config.get("num_attention_heads")
         },
         also=("attn.bias", "attn.masked_bias"),
     ),

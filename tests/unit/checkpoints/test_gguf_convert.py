@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader
+from gguf.quants import dequantize
 from safetensors.numpy import load_file, save_file
 from tests.support.checkpoints import copy_of, fill_nan, make_checkpoint
 
-from outcrop.engines.gguf_convert import narrow, permute, widen
+from outcrop.engines.gguf_arrays import mxfp4, narrow, permute, widen
 
 
 def run(folder: Path, out: Path, *flags: str, largest_file_bytes: int | None = None) -> tuple[int, dict[str, Any]]:
@@ -65,6 +66,34 @@ def test_permuting_pairs_the_two_halves_of_each_head() -> None:
     assert permute(rows, 2).ravel().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
+def test_mxfp4_blocks_are_rearranged_without_changing_a_value() -> None:
+    random = np.random.default_rng(5)
+    blocks = random.integers(0, 256, (3, 2, 16), dtype=np.uint8)
+    scales = random.integers(120, 134, (3, 2), dtype=np.uint8)
+    table = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
+    values = np.stack([table[blocks & 15], table[blocks >> 4]], axis=-1).reshape(3, 2, 32)
+    wanted = (values * np.exp2(scales.astype(np.float32) - 127)[..., None]).reshape(3, 64)
+
+    packed = mxfp4(blocks, scales)
+
+    assert np.array_equal(dequantize(packed, GGMLQuantizationType.MXFP4), wanted)
+
+
+@pytest.mark.parametrize(("kind", "worst"), [("q8_0", 0.01), ("q4_0", 0.15)])
+def test_quantising_packs_matrices_and_keeps_vectors(tiny: Path, tmp_path: Path, kind: str, worst: float) -> None:
+    stored = {name: value for shard in tiny.glob("*.safetensors") for name, value in load_file(shard).items()}
+
+    code, done = run(tiny, tmp_path / "m.gguf", "--quantize", kind)
+
+    tensors = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "m.gguf").tensors}
+    down, wanted = tensors["blk.1.ffn_down.weight"], stored["model.layers.1.mlp.down_proj.weight"]
+    assert (code, done["dtype"]) == (0, kind)
+    assert down.tensor_type.name.lower() == kind
+    assert np.abs(dequantize(down.data, down.tensor_type) - wanted).max() <= worst * np.abs(wanted).max()
+    assert tensors["token_embd.weight"].tensor_type.name == "Q8_0"
+    assert tensors["blk.1.attn_norm.weight"].tensor_type.name == "F32"
+
+
 def test_a_checkpoint_becomes_one_file_with_probes(tiny: Path, tmp_path: Path) -> None:
     code, done = run(tiny, tmp_path / "m.gguf")
 
@@ -78,7 +107,7 @@ def test_a_checkpoint_becomes_one_file_with_probes(tiny: Path, tmp_path: Path) -
     assert text(reader, "tokenizer.ggml.eos_token_id") == 1
     assert text(reader, "tokenizer.ggml.pre") == "qwen2"
     assert len(text(reader, "tokenizer.ggml.tokens")) == 512
-    assert len(done["probes"]) == 9
+    assert len(done["probes"]) == 13
     assert done["probes"][-1]["ids"][0] == 0  # starts with a special token
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
 
