@@ -13,6 +13,7 @@ import msgspec
 from outcrop.checkpoints.config import Config, closing_window, head_size, kv_head_count
 from outcrop.checkpoints.engines import CPU_ONLY, LLAMA_CPP, Available, EngineVerdict, llama_cpp_obstacles, verdicts
 from outcrop.checkpoints.families import FAMILIES, OPTIONAL_KEYS, REQUIRED_KEYS, Family, unlisted
+from outcrop.checkpoints.pre_tokenizers import LOOSE
 from outcrop.checkpoints.problems import CheckpointRejected, Problem
 from outcrop.checkpoints.quantisation import Quantisation, quantisation
 from outcrop.checkpoints.rope import rope_kind, rope_problem
@@ -226,6 +227,8 @@ def _notes(
         )
     if tokenizer.nfc:
         yield "the tokenizer brings text to NFC first, the CPU engine does not: send NFC text"
+    if tokenizer.pre in LOOSE:
+        yield "the CPU engine begins a new word at a combining mark (Hindi, pointed Hebrew), the tokenizer does not"
     if tokenizer.swallows_space:
         yield "the CPU engine keeps the first space of a text that starts with one; the tokenizer takes it away"
 

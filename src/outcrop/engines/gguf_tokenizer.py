@@ -11,7 +11,7 @@ import gguf
 
 from outcrop.checkpoints import sentencepiece, tokenizer
 from outcrop.checkpoints.inspect import Checkpoint
-from outcrop.checkpoints.pre_tokenizers import PRE_TOKENIZERS
+from outcrop.checkpoints.pre_tokenizers import LOOSE, PRE_TOKENIZERS
 from outcrop.checkpoints.problems import CheckpointRejected
 
 # Tokens that llama.cpp ends a text at because of how they are written, whatever the metadata says.
@@ -141,6 +141,8 @@ def probes(folder: Path, checkpoint: Checkpoint) -> list[dict[str, Any]]:
         texts += [f"{marks[0]}user\nHi {' and '.join(marks[1:])}{''.join(marks)}\n" for marks in groups if marks]
     if found.nfc:
         texts = [unicodedata.normalize("NFC", text) for text in texts]
+    if found.pre in LOOSE:
+        texts = ["".join(char for char in text if unicodedata.category(char)[0] != "M") for text in texts]
     if found.swallows_space:
         texts = [text.lstrip(" ") for text in texts]
     return [{"text": text, "ids": encode(text)} for text in texts]
