@@ -27,7 +27,7 @@ serve: $(STAMP) ## Start a server on 127.0.0.1:7070
 	$(BIN)/outcrop serve
 
 test: $(STAMP) $(FOREIGN)/awscli/.installed $(FOREIGN)/node/.installed ## Run the tests
-	$(BIN)/python -m pytest -q --ignore=tests/clients/frameworks
+	$(BIN)/python -m pytest -q --ignore=tests/clients/frameworks --ignore=tests/swift
 
 test-clients: $(STAMP) $(FOREIGN)/awscli/.installed $(FOREIGN)/node/.installed $(FOREIGN)/frameworks/.installed ## Run every foreign client
 	$(BIN)/python -m pytest -q tests/clients
@@ -47,6 +47,14 @@ $(FOREIGN)/%/.installed: %.txt
 test-wire: $(STAMP) ## Run the long wire tests: 10,000 signatures, 5,000 HTTP/2 sessions, both service models
 	OUTCROP_TEST_SIGNATURES=10000 OUTCROP_TEST_SESSIONS=5000 OUTCROP_TEST_EXAMPLES=100 $(BIN)/python -m pytest -q --timeout 1800 \
 		tests/unit/access tests/unit/awswire tests/api/test_transport.py
+
+test-s3: $(STAMP) $(FOREIGN)/swift/.installed ## Run the faults of object stores against OpenStack Swift
+	$(BIN)/python -m pytest -q tests/swift
+
+$(FOREIGN)/swift/.installed: tests/swift/requirements.txt
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP) -r $<
+	@touch $@
 
 test-parity: $(STAMP) ## Run the tests that compare with transformers (installs torch)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
@@ -68,7 +76,11 @@ bench: $(STAMP) ## Measure what the gateway adds, beside the engine asked direct
 bench-gateway: $(STAMP) $(FOREIGN)/litellm/.installed $(FOREIGN)/ray/.installed ## Measure what a hop costs, beside LiteLLM and Ray Serve
 	$(BIN)/python -m outcrop.bench.hop $(ARGS)
 
+bench-import: $(STAMP) ## Measure imports beside the raw cost of the same bytes
+	$(BIN)/python -m outcrop.bench.imports
+
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) $(FOREIGN) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 .PHONY: help setup demo serve test test-wire test-clients test-parity check docs bench bench-gateway clean
+.PHONY: test-s3 bench-import

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkpoints import make_checkpoint
+from tests.support.s3 import MotoServer
 from tests.support.server import Server
 
 
@@ -15,6 +16,14 @@ from tests.support.server import Server
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen2 checkpoint with a chat template. Copy it before breaking it."""
     return make_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[MotoServer]:
+    """A real S3 server that checks signatures and policies."""
+    moto = MotoServer()
+    yield moto
+    moto.stop()
 
 
 @pytest.fixture(scope="session")

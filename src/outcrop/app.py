@@ -108,7 +108,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             ),
             runtime=BedrockRuntime(catalogue, generation),
             openai=OpenAI(catalogue, generation),
-            admin=Admin(region=settings.region, registry=registry, catalogue=catalogue, fleet=fleet),
+            admin=Admin(region=settings.region, registry=registry, importer=importer, catalogue=catalogue, fleet=fleet),
             metrics=metrics,
             max_body_bytes=settings.max_body_bytes,
             is_ready=lambda: is_ready,

@@ -16,13 +16,14 @@
         │   ├── NotAllowed
         │   ├── NotFound               JobNotFound, ModelNotFound, ResourceNotFound, PolicyNotFound
         │   ├── NameTaken
-        │   ├── ModelInUse
+        │   ├── ModelInUse, EngineMissing, JobEnded
         │   ├── QuotaExceeded
         │   ├── TooManyTags
+        │   ├── SourceRefused          SourceMissing, SourceDenied, SourceChanged
         │   └── UnknownOperation
         ├── Passing                    will pass if retried: ModelNotReady, Throttled, ShuttingDown
         └── Faulty                     what the engine or the machine did: EngineFault, EngineTimeout,
-                                       StorageFull, ServiceFault
+                                       StorageFull, SourceUnavailable, ServiceFault
 
 No class knows HTTP: the tables are in ``api/``, read along the class tree (``wire_error``), and a test fails when
 an error has no row. Messages name the thing, the value and the remedy.
@@ -127,6 +128,14 @@ class ModelInUse(Refused):
     """The model cannot be changed while something depends on it."""
 
 
+class EngineMissing(Refused):
+    """The model is kept, but no engine of this installation serves it."""
+
+
+class JobEnded(Refused):
+    """The job is over, so there is nothing left to cancel."""
+
+
 class QuotaExceeded(Refused):
     """An account limit is reached; the message names the quota and its value."""
 
@@ -137,6 +146,22 @@ class TooManyTags(Refused):
     def __init__(self, message: str, *, resource_name: str | None = None) -> None:
         super().__init__(message)
         self.resource_name = resource_name
+
+
+class SourceRefused(Refused):
+    """The place that a checkpoint is to be read from is not usable as it is."""
+
+
+class SourceMissing(SourceRefused):
+    """No such bucket, prefix or object."""
+
+
+class SourceDenied(SourceRefused):
+    """The object store does not let these credentials read."""
+
+
+class SourceChanged(SourceRefused):
+    """An object was replaced while it was being imported, or its bytes are not those it is said to hold."""
 
 
 class UnknownOperation(Refused):
@@ -182,6 +207,10 @@ class EngineTimeout(Faulty):
 
 class StorageFull(Faulty):
     """No space is left, or the store cannot be written."""
+
+
+class SourceUnavailable(Faulty):
+    """The object store cannot be reached, or keeps failing."""
 
 
 class ServiceFault(Faulty):

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,6 +19,39 @@ from pydantic_settings import (
 )
 
 from outcrop.errors import BadSetting
+
+
+class ObjectStore(BaseModel):
+    """One S3-compatible store that import jobs may read. What is left out comes from the standard AWS chain."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    buckets: tuple[str, ...] = Field(
+        default=("*",), min_length=1, description="Patterns of bucket names that live here; the first store wins."
+    )
+    endpoint: str | None = Field(
+        default=None, pattern=r"^https?://[^/?#]+/?$", description="http(s)://host[:port]; without it AWS itself."
+    )
+    region: str | None = Field(default=None, description="Region that requests are signed for.")
+    path_style: bool | None = Field(
+        default=None, description="Bucket in the path, not in the host name; by default so when there is an endpoint."
+    )
+    profile: str | None = Field(default=None, description="Profile of the AWS configuration files to take keys from.")
+    access_key_id: str | None = Field(default=None, description="Access key, with secret_access_key.")
+    secret_access_key: SecretStr | None = None
+    session_token: SecretStr | None = None
+    assume_role: bool = Field(
+        default=False, description="Read as the job's roleArn, by AssumeRole; else with the store's own credentials."
+    )
+    sts_endpoint: str | None = Field(default=None, description="Where AssumeRole is asked; default: endpoint, or AWS.")
+    ca_bundle: Path | None = Field(default=None, description="PEM file of the authority of an https endpoint.")
+
+    @field_validator("secret_access_key")
+    @classmethod
+    def _has_its_key(cls, secret: SecretStr | None, info: Any) -> SecretStr | None:
+        if (secret is None) != (info.data.get("access_key_id") is None):
+            raise ValueError("access_key_id and secret_access_key go together")
+        return secret
 
 
 class Settings(BaseSettings):
@@ -90,6 +123,30 @@ class Settings(BaseSettings):
     )
     imports_in_parallel: int = Field(
         default=1, ge=1, le=64, description="Import jobs that run at a time; one more gets ServiceQuotaExceeded."
+    )
+    object_stores: tuple[ObjectStore, ...] = Field(
+        default=(),
+        description="S3-compatible stores by bucket pattern (TOML: `[[object_stores]]`; variable: JSON). A bucket that "
+        "no store claims is a folder of the home. See the how-to on importing.",
+    )
+    transfer_buffer_bytes: int = Field(
+        default=64 << 20,
+        ge=16 << 20,
+        le=4 << 30,
+        description="Memory in bytes for parts on their way, shared by all jobs; also bounds the requests in flight "
+        "(one per 8 MiB).",
+    )
+    source_retry_s: float = Field(
+        default=120.0,
+        ge=0,
+        le=86400,
+        description="Time in s for which a failing object store is asked again, with growing pauses; 0 fails at once.",
+    )
+    source_stall_s: float = Field(
+        default=20.0, ge=1, le=3600, description="Time in s without a byte after which a request is made again."
+    )
+    store_spare_bytes: int = Field(
+        default=1 << 30, ge=0, description="Bytes of the disk that imports leave free; 0 lets them fill it."
     )
 
     @classmethod

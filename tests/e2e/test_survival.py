@@ -148,16 +148,17 @@ def test_sigterm_lets_a_running_stream_end(fresh: Server, tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("size=200k", "The weight store has no space left"),
-        ("size=600k", "No space left on device"),
+        ("size=200k", "The import needs 0.88 MB"),
+        ("size=64m,nr_inodes=18", "The weight store has no space left"),
+        ("size=64m,nr_inodes=23", "No space left on device"),
         ("ro", "Read-only file system"),
     ],
-    ids=["full while transferring", "full while converting", "read-only"],
+    ids=["too small", "full while transferring", "full while converting", "read-only"],
 )
 def test_a_store_that_cannot_be_written_fails_the_job_and_says_why(
     tmp_path: Path, tiny: Path, options: str, told: str
 ) -> None:
-    server = Server(tmp_path / "home", store_mount=options, cpu_threads=1).start()
+    server = Server(tmp_path / "home", store_mount=options, store_spare_bytes=0, cpu_threads=1).start()
     try:
         job = server.ended_job(server.create_job(server.put(tiny, "tiny"), "tiny"))
 

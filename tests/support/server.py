@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -72,11 +73,11 @@ class Server:
             (target / path.name).write_bytes(path.read_bytes())
         return f"s3://artifacts/{key}/"
 
-    def create_job(self, uri: str, name: str, **more: Any) -> str:
+    def create_job(self, uri: str, name: str, *, role: str | None = None, **more: Any) -> str:
         arn: str = self.client("bedrock").create_model_import_job(
             jobName=f"job-{name}",
             importedModelName=name,
-            roleArn=self.credentials.import_role_arn,
+            roleArn=role or self.credentials.import_role_arn,
             modelDataSource={"s3DataSource": {"s3Uri": uri}},
             **more,
         )["jobArn"]
@@ -101,12 +102,16 @@ class Server:
         return arn
 
     def status(self) -> dict[str, Any]:
+        return self.admin("/outcrop/v1/status")
+
+    def admin(self, path: str, method: str = "GET") -> dict[str, Any]:
+        """JSON of one of the server's own resources."""
         import urllib.request
 
         request = urllib.request.Request(
-            self.url + "/outcrop/v1/status", headers={"Authorization": f"Bearer {self.credentials.bearer_key}"}
+            self.url + path, method=method, headers={"Authorization": f"Bearer {self.credentials.bearer_key}"}
         )
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=30) as response:
             found: dict[str, Any] = json.load(response)
         return found
 
@@ -134,6 +139,13 @@ def private_mount(folder: Path, options: str) -> list[str]:
     )
     flags = ["-m"] if os.geteuid() == 0 else ["-U", "-r", "-m"]
     return ["unshare", *flags, "sh", "-c", script, str(folder), options]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def wait_for(is_true: Callable[[], bool], timeout_s: float = 20) -> None:

@@ -9,28 +9,58 @@ from msgspec import structs
 
 from outcrop.access.identities import Principal
 from outcrop.ids import imported_model_arn
+from outcrop.importing.jobs import Importer
+from outcrop.registry.records import ImportJob
 from outcrop.registry.store import Registry
 from outcrop.serving.catalogue import Catalogue, Served
 from outcrop.serving.fleet import Fleet
 
 
 class Admin:
-    def __init__(self, *, region: str, registry: Registry, catalogue: Catalogue, fleet: Fleet) -> None:
+    def __init__(
+        self, *, region: str, registry: Registry, importer: Importer, catalogue: Catalogue, fleet: Fleet
+    ) -> None:
         self._region = region
         self._registry = registry
+        self._importer = importer
         self._catalogue = catalogue
         self._fleet = fleet
 
     async def import_job(self, principal: Principal, identifier: str) -> dict[str, Any]:
-        """Phase, progress (0..1) and seconds per phase of one import job."""
-        job = await asyncio.to_thread(self._registry.job, principal.account, identifier)
+        """Phase, progress (0..1), seconds per phase, and what the job found out so far.
+
+        ``detail``: ``report`` (the preflight), ``transfer`` (bytes, rate in bytes per s, time left in s), ``files``,
+        ``scan``.
+        """
+        return _told(await asyncio.to_thread(self._registry.job, principal.account, identifier))
+
+    async def cancel_import_job(self, principal: Principal, identifier: str) -> dict[str, Any]:
+        """End a running job as Failed; what it brought is removed."""
+        return _told(await self._importer.cancel(principal.account, identifier, principal.arn))
+
+    async def model(self, principal: Principal, identifier: str) -> dict[str, Any]:
+        """What GetImportedModel has no field for: sizes, engine, scan of the values, proof run, files."""
+        model = await asyncio.to_thread(self._registry.model, principal.account, identifier)
+        job = await asyncio.to_thread(self._registry.job_of, model)
         return {
-            "job_id": job.job_id,
-            "phase": job.phase,
-            "progress": job.progress,
-            "timings": dict(job.timings),
-            "failure": job.failure,
+            "model_id": model.model_id,
+            "model_name": model.model_name,
+            "model_arn": imported_model_arn(self._region, model.account, model.model_id),
+            "architecture": model.architecture,
+            "source": model.s3_uri,
+            "model_units": model.model_units,
+            "facts": dict(model.facts),
+            "timings": dict(job.timings) if job else {},
+            "files": job.detail.get("files", []) if job else [],
         }
+
+    async def store(self) -> dict[str, Any]:
+        """What the weight store holds: ``importing.inventory``."""
+        return await self._importer.inventory()
+
+    async def collect_store(self) -> dict[str, Any]:
+        """Remove what no model and no running job uses; ``freed_bytes``."""
+        return {"freed_bytes": await self._importer.collect()}
 
     def status(self, principal: Principal) -> dict[str, Any]:
         """Copies of the account's models: state, age, requests."""
@@ -55,3 +85,16 @@ class Admin:
             ],
             "copies": copies,
         }
+
+
+def _told(job: ImportJob) -> dict[str, Any]:
+    return {
+        "job_id": job.job_id,
+        "job_name": job.job_name,
+        "model_name": job.model_name,
+        "phase": job.phase,
+        "progress": job.progress,
+        "timings": dict(job.timings),
+        "failure": job.failure,
+        "detail": dict(job.detail),
+    }

@@ -159,6 +159,18 @@ class Gateway:
         if request.method == "GET" and job:
             found = await self._admin.import_job(principal, unquote(job.group(1)))
             return Response(200, _JSON, msgspec.json.encode(found))
+        cancelled = re.fullmatch(r"/outcrop/v1/import-jobs/([^/]+)/cancel", path)
+        if request.method == "POST" and cancelled:
+            found = await self._admin.cancel_import_job(principal, unquote(cancelled.group(1)))
+            return Response(200, _JSON, msgspec.json.encode(found))
+        model = re.fullmatch(r"/outcrop/v1/models/([^/]+)", path)
+        if request.method == "GET" and model:
+            found = await self._admin.model(principal, unquote(model.group(1)))
+            return Response(200, _JSON, msgspec.json.encode(found))
+        if request.method == "GET" and path == "/outcrop/v1/store":
+            return Response(200, _JSON, msgspec.json.encode(await self._admin.store()))
+        if request.method == "POST" and path == "/outcrop/v1/store/collect":
+            return Response(200, _JSON, msgspec.json.encode(await self._admin.collect_store()))
         raise NotFound(f"There is nothing at {request.method} {path[:200]}.")
 
 

@@ -46,19 +46,37 @@ class Client:
         )
 
     def get(self, path: str) -> Any:
-        """JSON of one of the server's own resources."""
+        """JSON of one of the server's own resources. Raises BadSetting with the server's own words."""
+        return self._ask("GET", path)
+
+    def post(self, path: str) -> Any:
+        """JSON of what the server answers to an order without a body."""
+        return self._ask("POST", path)
+
+    def _ask(self, method: str, path: str) -> Any:
         import ssl
 
         request = urllib.request.Request(  # noqa: S310  (the URL is our own server's)
-            self.url + path, headers={"Authorization": f"Bearer {self.credentials.bearer_key}"}
+            self.url + path, method=method, headers={"Authorization": f"Bearer {self.credentials.bearer_key}"}
         )
         is_tls = self.url.startswith("https")
         context = ssl.create_default_context(cafile=str(self.settings.home / "tls" / "ca.pem")) if is_tls else None
         try:
             with urllib.request.urlopen(request, timeout=30, context=context) as response:  # noqa: S310
                 return json.load(response)
+        except urllib.error.HTTPError as exc:
+            with exc:
+                raise BadSetting(_said(exc.read()) or f"the server answered HTTP {exc.code}") from exc
         except urllib.error.URLError as exc:
             raise BadSetting(f"the server at {self.url} does not answer: {exc.reason}") from exc
+
+
+def _said(body: bytes) -> str:
+    try:
+        found = json.loads(body)
+        return str(found.get("message") or found.get("Message") or "")
+    except (ValueError, AttributeError):
+        return ""
 
 
 def connect(home: Path | None) -> Client:

@@ -1,4 +1,4 @@
-"""``outcrop import`` and ``outcrop jobs``: start an import, follow it, list them."""
+"""``outcrop import`` and ``outcrop jobs``: start an import, follow it, cancel it, list them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from outcrop.errors import BadSetting
 from outcrop.ids import random_id
 
 BUCKET = "outcrop-imports"
+LINE_EVERY_S = 5.0
+jobs_app = typer.Typer(help="List, follow and cancel import jobs.", invoke_without_command=True)
 
 
 def import_model(
@@ -41,25 +43,34 @@ def import_model(
         echo_json({"jobArn": arn}) if as_json else typer.echo(arn)
         return
     try:
-        job = _follow(client, bedrock, arn, is_shown=not as_json and sys.stderr.isatty())
+        job = _follow(client, bedrock, arn, is_shown=not as_json)
     except KeyboardInterrupt:
-        typer.echo(f"The import goes on. Follow it with: outcrop jobs\n{arn}", err=True)
+        typer.echo(f"The import goes on. Follow it with: outcrop jobs watch\n{arn}", err=True)
         raise typer.Exit(130) from None
-    timings = client.get(f"/outcrop/v1/import-jobs/{_quoted(arn)}")["timings"]
+    _end(client, job, as_json=as_json)
+
+
+def _end(client: Client, job: dict[str, Any], *, as_json: bool) -> None:
+    """Say how a job ended; exit with 1 when it failed."""
+    found = client.get(f"/outcrop/v1/import-jobs/{_quoted(job['jobArn'])}")
     if as_json:
-        echo_json({**{k: v for k, v in job.items() if k != "ResponseMetadata"}, "timings": timings})
+        answer = {k: v for k, v in job.items() if k != "ResponseMetadata"}
+        echo_json({**answer, "timings": found["timings"], "detail": found["detail"]})
     if job["status"] == "Failed":
         if not as_json:
             typer.echo(f"Import failed: {job.get('failureMessage')}", err=True)
         raise typer.Exit(1)
     if not as_json:
         typer.echo(f"{job['importedModelArn']}")
-        spent = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in timings.items())
-        typer.echo(f"Imported as {name}: {spent}", err=True)
+        spent = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in found["timings"].items())
+        typer.echo(f"Imported as {job['importedModelName']}: {spent}", err=True)
 
 
-def jobs(home: Path | None = HOME, as_json: bool = JSON) -> None:
+@jobs_app.callback()
+def jobs(context: typer.Context, home: Path | None = HOME, as_json: bool = JSON) -> None:
     """List import jobs, the newest first."""
+    if context.invoked_subcommand is not None:
+        return
     pages = connect(home).aws("bedrock").get_paginator("list_model_import_jobs").paginate()
     rows = [row for page in pages for row in page["modelImportJobSummaries"]]
     columns = {
@@ -70,6 +81,26 @@ def jobs(home: Path | None = HOME, as_json: bool = JSON) -> None:
         "jobArn": "ARN",
     }
     show(rows, columns, as_json=as_json)
+
+
+@jobs_app.command()
+def watch(
+    job: str = typer.Argument(help="Name or ARN of an import job."), home: Path | None = HOME, as_json: bool = JSON
+) -> None:
+    """Follow a job to its end: stage, bytes, rate, time left. Exits with 1 and the reason when it fails."""
+    client = connect(home)
+    bedrock = client.aws("bedrock")
+    arn = bedrock.get_model_import_job(jobIdentifier=job)["jobArn"]
+    _end(client, _follow(client, bedrock, arn, is_shown=not as_json), as_json=as_json)
+
+
+@jobs_app.command()
+def cancel(
+    job: str = typer.Argument(help="Name or ARN of an import job."), home: Path | None = HOME, as_json: bool = JSON
+) -> None:
+    """End a running job; it becomes Failed, and what it brought is removed."""
+    ended = connect(home).post(f"/outcrop/v1/import-jobs/{_quoted(job)}/cancel")
+    echo_json(ended) if as_json else typer.echo(ended["failure"] or ended["phase"], err=True)
 
 
 def _upload(client: Client, folder: Path, name: str) -> str:
@@ -89,14 +120,12 @@ def _upload(client: Client, folder: Path, name: str) -> str:
 
 
 def _follow(client: Client, bedrock: Any, arn: str, *, is_shown: bool) -> Any:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not is_shown) as progress:
-        task = progress.add_task("queued", total=1.0)
+    """The job once it has ended. A terminal gets a bar; a log a line whenever the stage changes or 5 s have passed."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    told, told_at = "", 0.0
+    is_terminal = sys.stderr.isatty()
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), disable=not is_terminal) as progress:
+        task = progress.add_task("queued", total=1.0, visible=is_shown)
         pause_s = 0.05
         while True:
             job = bedrock.get_model_import_job(jobIdentifier=arn)
@@ -104,9 +133,23 @@ def _follow(client: Client, bedrock: Any, arn: str, *, is_shown: bool) -> Any:
                 return job
             if is_shown:
                 now = client.get(f"/outcrop/v1/import-jobs/{_quoted(arn)}")
-                progress.update(task, description=now["phase"].lower(), completed=now["progress"])
+                progress.update(task, description=_stage(now), completed=now["progress"])
+                if not is_terminal and (now["phase"] != told or time.monotonic() - told_at > LINE_EVERY_S):
+                    typer.echo(_stage(now), err=True)
+                    told, told_at = now["phase"], time.monotonic()
             time.sleep(pause_s)
             pause_s = min(1.0, pause_s * 1.2)
+
+
+def _stage(now: dict[str, Any]) -> str:
+    """``transferring 1.20 of 16.1 GB, 212 MB/s, 70 s left``"""
+    stage = str(now["phase"]).lower()
+    moved = now["detail"].get("transfer")
+    if now["phase"] != "TRANSFERRING" or not moved:
+        return stage
+    left = f", {moved['eta_s']:.0f} s left" if moved["eta_s"] is not None else ""
+    done, total = moved["done_bytes"] / 1e9, moved["total_bytes"] / 1e9
+    return f"{stage} {done:.2f} of {total:.2f} GB, {moved['bytes_per_s'] / 1e6:.0f} MB/s{left}"
 
 
 def _quoted(arn: str) -> str:

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from outcrop import __version__
-from outcrop.cli import imports, models, serve, status
+from outcrop.cli import check, imports, models, serve, status, store
 from outcrop.errors import OutcropError
 
 app = typer.Typer(
@@ -31,9 +31,11 @@ def root(version: bool = typer.Option(False, "--version", callback=_version, is_
 
 
 app.command("serve")(serve.serve)
+app.command("check")(check.check)
 app.command("import")(imports.import_model)
-app.command("jobs")(imports.jobs)
+app.add_typer(imports.jobs_app, name="jobs")
 app.add_typer(models.app, name="models")
+app.add_typer(store.app, name="store")
 app.command("invoke")(models.invoke)
 app.command("status")(status.status)
 app.command("env")(status.env)

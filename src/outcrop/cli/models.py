@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import typer
 
@@ -29,6 +30,33 @@ def models(context: typer.Context, home: Path | None = HOME, as_json: bool = JSO
         "modelArn": "ARN",
     }
     show(rows, columns, as_json=as_json)
+
+
+@app.command("show")
+def show_model(name: str = typer.Argument(help="Name or ARN."), home: Path | None = HOME, as_json: bool = JSON) -> None:
+    """Show what is known of a model: sizes, engine, what the scan of its values and the proof run found, files."""
+    found = connect(home).get(f"/outcrop/v1/models/{quote(name, safe='')}")
+    if as_json:
+        echo_json(found)
+        return
+    facts = found["facts"]
+    typer.echo(f"{found['model_name']}  {found['model_arn']}")
+    typer.echo(f"  from      {found['source']}, {found['architecture']}, {found['model_units']} unit(s) per copy")
+    plain = {key: value for key, value in facts.items() if not isinstance(value, dict | list)}
+    for key, value in plain.items():
+        typer.echo(f"  {key:<22} {value}")
+    for key, seconds in {**found["timings"], **facts.get("proof", {})}.items():
+        typer.echo(f"  {key:<22} {seconds} s" if isinstance(seconds, float) else f"  {key:<22} {seconds}")
+    scan = facts.get("scan")
+    if scan:
+        typer.echo(
+            f"  scan                   {scan['values']} values in {scan['tensors']} tensors: all finite, "
+            f"{scan['all_zero_count']} tensor(s) of zeros, {scan['over_fp16_count']} beyond fp16"
+        )
+    for note in facts.get("notes", []):
+        typer.echo(f"  note: {note}")
+    for file in found["files"]:
+        typer.echo(f"  {file['sha256'][:16]}  {file['size_bytes']:>14}  {file['name']} ({file['how']})")
 
 
 @app.command()

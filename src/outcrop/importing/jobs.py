@@ -9,23 +9,33 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import structlog
 from msgspec import structs
 
-from outcrop.checkpoints.inspect import Checkpoint, inspect
-from outcrop.checkpoints.problems import CheckpointRejected
-from outcrop.checkpoints.units import model_units
+from outcrop.checkpoints.inspect import Checkpoint
+from outcrop.checkpoints.problems import CheckpointRejected, Problem
 from outcrop.engines.base import CopySpec
-from outcrop.errors import OutcropError, QuotaExceeded
+from outcrop.errors import JobEnded, OutcropError, QuotaExceeded
 from outcrop.ids import JobId
 from outcrop.importing.conversion import Converted, convert
-from outcrop.importing.source import Prefix
+from outcrop.importing.disk import DiskLedger
+from outcrop.importing.fetch import Fetch
+from outcrop.importing.inventory import inventory
+from outcrop.importing.preflight import Preflight, preflight
+from outcrop.importing.progress import Meter
+from outcrop.importing.report import report
+from outcrop.importing.scan import merged, scan_notes, scan_problems
+from outcrop.importing.sources import Source, open_source
+from outcrop.importing.sources.folder import FolderSource
 from outcrop.importing.states import Phase, advance, overall_progress
+from outcrop.importing.tasks import in_thread
+from outcrop.importing.transfer import Transfer
 from outcrop.importing.weights import WeightStore
 from outcrop.inference.canonical import GenerateRequest
 from outcrop.registry.records import ImportedModel, ImportJob
@@ -46,6 +56,14 @@ class _Work:
     phase: Phase = Phase.QUEUED
     phase_since: float = 0.0
     reported: float = 0.0
+    source: Source | None = None
+    writing: asyncio.Future[None] | None = None
+    is_committing: bool = False
+
+    def noted(self, **facts: Any) -> dict[str, Any]:
+        """The job's detail with *facts* added."""
+        self.job = replace(self.job, detail={**self.job.detail, **facts})
+        return dict(self.job.detail)
 
 
 class Importer:
@@ -67,15 +85,19 @@ class Importer:
         self._fleet = fleet
         self._spec = spec
         self._on_model = on_model
+        self._transfer = Transfer(settings.transfer_buffer_bytes)
+        self._disk = DiskLedger(settings.store, settings.store_spare_bytes)
+        self._cancelled: dict[JobId, str] = {}
         self._tasks: dict[JobId, asyncio.Task[None]] = {}
+        self._works: dict[JobId, _Work] = {}
         self._admission = asyncio.Lock()
 
     async def resume(self) -> None:
         """Sweep the leavings of a crash and take up every unfinished job."""
-        jobs = await asyncio.to_thread(self._registry.unfinished_jobs)
-        models = await asyncio.to_thread(self._registry.all_models)
+        jobs = await in_thread(self._registry.unfinished_jobs)
+        models = await in_thread(self._registry.all_models)
         published = [model.model_id for model in models] + [job.model_id for job in jobs]
-        await asyncio.to_thread(self._store.sweep, [job.job_id for job in jobs], published)
+        await in_thread(self._store.sweep, [job.job_id for job in jobs], published)
         for job in jobs:
             log.info("taking up an unfinished import job", job_id=job.job_id, phase=job.phase)
             self._start(job)
@@ -85,13 +107,40 @@ class Importer:
         async with self._admission:
             if len(self._tasks) >= self._settings.imports_in_parallel and job.client_token is None:
                 raise self._quota()
-            stored, is_new = await asyncio.to_thread(self._registry.create_job, job)
+            stored, is_new = await in_thread(self._registry.create_job, job)
             if is_new and len(self._tasks) >= self._settings.imports_in_parallel:
-                await asyncio.to_thread(self._registry.forget_job, job.job_id)
+                await in_thread(self._registry.forget_job, job.job_id)
                 raise self._quota()
             if is_new:
                 self._start(stored)
             return stored
+
+    async def cancel(self, account: str, identifier: str, who: str) -> ImportJob:
+        """End the job of this ARN or name as Failed and free what it held. Raises JobNotFound, JobEnded."""
+        job = await in_thread(self._registry.job, account, identifier)
+        task, work = self._tasks.get(job.job_id), self._works.get(job.job_id)
+        if task is None or (work is not None and work.is_committing):
+            state = "is just being completed" if task else f"has ended ({job.phase.lower()})"
+            raise JobEnded(f"The import job {job.job_name} {state}; there is nothing to cancel.")
+        self._cancelled[job.job_id] = who
+        task.cancel()
+        await asyncio.wait([task])
+        return await in_thread(self._registry.job, account, identifier)
+
+    async def inventory(self) -> dict[str, Any]:
+        """What the weight store holds, with the names of the models that use it."""
+        models = await in_thread(self._registry.all_models)
+        jobs = await in_thread(self._registry.unfinished_jobs)
+        names = {str(model.model_id): model.model_name for model in models}
+        return await in_thread(inventory, self._store, names, [job.job_id for job in jobs])
+
+    async def collect(self) -> int:
+        """Remove what no model and no running job uses; the bytes that came free."""
+        async with self._admission:  # no job begins or ends between the question and the deed
+            jobs = await in_thread(self._registry.unfinished_jobs)
+            models = await in_thread(self._registry.all_models)
+            published = [model.model_id for model in models] + [job.model_id for job in jobs]
+            return await in_thread(self._store.sweep, [job.job_id for job in jobs], published)
 
     async def close(self) -> None:
         """Stop; unfinished jobs keep their phase and go on at the next start."""
@@ -99,6 +148,7 @@ class Importer:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._transfer.close()
 
     def _quota(self) -> QuotaExceeded:
         return QuotaExceeded(
@@ -112,11 +162,14 @@ class Importer:
         task.add_done_callback(lambda _: self._tasks.pop(job.job_id, None))
 
     async def _run(self, job: ImportJob) -> None:
-        work = _Work(job, Phase(job.phase), time.monotonic())
+        work = self._works[job.job_id] = _Work(job, Phase(job.phase), time.monotonic())
         try:
             await self._steps(work)
         except asyncio.CancelledError:
-            raise
+            who = self._cancelled.pop(job.job_id, None)
+            if who is None:
+                raise  # the server stops; the next start goes on
+            await self._fail(work, f"The import job was cancelled by {who} while {work.phase.lower()}.")
         except CheckpointRejected as exc:
             await self._fail(work, str(exc))
         except OSError as exc:
@@ -126,41 +179,51 @@ class Importer:
         except Exception:
             log.exception("import job hit a defect", job_id=job.job_id)
             await self._fail(work, f"Internal error while {work.phase.lower()}; the server log has the details.")
+        finally:
+            self._disk.release(job.job_id)
+            self._works.pop(job.job_id, None)
+            if work.source is not None:
+                await work.source.aclose()
 
     async def _steps(self, work: _Work) -> None:
         job = work.job
         await self._enter(work, Phase.CHECKING)
-        checkpoint, names = await asyncio.to_thread(self._check, job)
+        found = await self._check(work)
+        checkpoint = found.accepted()
         await self._enter(work, Phase.TRANSFERRING)
-        await self._transfer(work, names)
+        files = await self._fetch(work, found)
+        scanned = merged(entry["scan"] for entry in files.values() if entry.get("scan"))
+        await self._save(work, detail=work.noted(scan=scanned, files=_told_files(files)))
+        if problems := scan_problems(scanned):
+            raise CheckpointRejected([Problem(file="", message=problem) for problem in problems])
+        notes = [*found.warnings, *checkpoint.notes, *scan_notes(scanned)]
+        if checkpoint.engine is None:
+            work.is_committing = True
+            await self._publish(work, _model(job, checkpoint, None, notes, scanned))
+            return
         await self._enter(work, Phase.CONVERTING)
         converted = await self._convert(work)
         await self._enter(work, Phase.PROVING)
-        model = _model(job, checkpoint, converted, work.job.timings)
-        folder = await asyncio.to_thread(self._whereabouts, job)
+        model = _model(job, checkpoint, converted, notes, scanned)
+        folder = await in_thread(self._whereabouts, job)
         spec = structs.replace(self._spec(model), artifact=folder / "model.gguf")
-        report = await self._fleet.prove(spec, _proof_request(checkpoint), list(converted.probes))
-        if report.mismatches:
+        proved = await self._fleet.prove(spec, _proof_request(checkpoint), list(converted.probes))
+        if proved.mismatches:
             raise CheckpointRejected.of(
-                "The engine tokenises differently from the checkpoint's tokenizer: " + "; ".join(report.mismatches)
+                "The engine tokenises differently from the checkpoint's tokenizer: " + "; ".join(proved.mismatches)
             )
-        await asyncio.to_thread(self._store.publish, job.job_id, job.model_id)
+        proof = {"spawn_s": proved.spawn_s, "load_s": proved.load_s, "first_token_s": proved.first_token_s}
+        work.is_committing = True  # from here on a cancellation would leave a model without its job, or half of one
+        await self._publish(work, replace(model, facts={**model.facts, "proof": proof}))
+
+    async def _publish(self, work: _Work, model: ImportedModel) -> None:
+        job = work.job
+        await in_thread(self._store.publish, job.job_id, job.model_id)
         self._clock_phase(work)
-        model = replace(
-            model,
-            created_at=time.time(),
-            facts={
-                **model.facts,
-                "proof": {
-                    "spawn_s": report.spawn_s,
-                    "load_s": report.load_s,
-                    "first_token_s": report.first_token_s,
-                },
-            },
-        )
-        advance(work.phase, Phase.COMPLETED)
         now = time.time()
-        await asyncio.to_thread(
+        model = replace(model, created_at=now)
+        advance(work.phase, Phase.COMPLETED)
+        complete = partial(
             self._registry.complete_job,
             model,
             job.job_id,
@@ -170,6 +233,7 @@ class Importer:
             modified_at=now,
             ended_at=now,
         )
+        await in_thread(complete)
         await self._on_model(model)
         log.info("import job completed", job_id=job.job_id, model_id=job.model_id, timings=work.job.timings)
 
@@ -178,34 +242,41 @@ class Importer:
         published = self._store.model(job.model_id)
         return published if published.exists() else self._store.staging(job.job_id)
 
-    def _check(self, job: ImportJob) -> tuple[Checkpoint, list[str]]:
-        folder = self._whereabouts(job)
-        # The source may be gone once everything was fetched; the fetched files then speak for it.
-        fetched = (folder / "fetched").exists()
-        prefix = (
-            Prefix(job.s3_uri, folder / "checkpoint") if fetched else Prefix.resolve(job.s3_uri, self._settings.buckets)
-        )
-        facts = prefix.read_facts()
-        checkpoint = inspect(facts)
-        return checkpoint, sorted({*facts.texts, *checkpoint.shards})
-
-    async def _transfer(self, work: _Work, names: list[str]) -> None:
+    async def _check(self, work: _Work) -> Preflight:
+        """The preflight; of the fetched files once everything was fetched, since the source may be gone by then."""
         job = work.job
-        folder = await asyncio.to_thread(self._whereabouts, job)
-        if (folder / "fetched").exists():
-            return
-        prefix = Prefix.resolve(job.s3_uri, self._settings.buckets)
-        total = sum(prefix.sizes()[name] for name in names) or 1
-        loop = asyncio.get_running_loop()
+        folder = await in_thread(self._whereabouts, job)
+        is_fetched = await in_thread(self._store.fetched, folder) is not None
+        work.source = (
+            FolderSource(job.s3_uri, folder / "checkpoint", confined=False)
+            if is_fetched
+            else open_source(job.s3_uri, self._settings, role_arn=job.role_arn, session=job.job_id)
+        )
+        found = await preflight(work.source)
+        await self._save(work, detail=work.noted(report=report(found)))
+        return found
 
-        def heard(done_bytes: int) -> None:
-            loop.call_soon_threadsafe(self._report, work, done_bytes / total)
+    async def _fetch(self, work: _Work, found: Preflight) -> dict[str, Any]:
+        """Bring the files; their facts by name. Nothing to do when an earlier run did."""
+        job = work.job
+        folder = await in_thread(self._whereabouts, job)
+        if (files := await in_thread(self._store.fetched, folder)) is not None:
+            return files
+        assert work.source is not None
+        fetch = Fetch(self._store, self._transfer, self._disk, work.source, job.job_id)
+        meter = Meter(found.total_bytes, time.monotonic())
 
-        digests = await asyncio.to_thread(self._store.fetch, prefix.folder, names, job.job_id, heard)
-        await asyncio.to_thread(self._store.mark_fetched, job.job_id, digests)
+        def heard(count: int) -> None:
+            meter.add(count, time.monotonic())
+            share = meter.done_bytes / max(1, meter.total_bytes)
+            self._report(work, share, transfer=meter.facts(time.monotonic()))
+
+        files = await fetch.run(found, heard)
+        await self._save(work, detail=work.noted(transfer=meter.facts(time.monotonic())))
+        return files
 
     async def _convert(self, work: _Work) -> Converted:
-        folder = await asyncio.to_thread(self._whereabouts, work.job)
+        folder = await in_thread(self._whereabouts, work.job)
         return await convert(folder, heard=lambda share: self._report(work, share))
 
     async def _enter(self, work: _Work, phase: Phase) -> None:
@@ -220,26 +291,35 @@ class Importer:
             work.job = replace(work.job, timings=spent)
         work.phase_since = now
 
-    def _report(self, work: _Work, share: float) -> None:
+    def _report(self, work: _Work, share: float, **detail: Any) -> None:
         """Write progress down at most four times a second."""
         now = time.monotonic()
-        if now - work.reported < 0.25 or work.job.job_id not in self._tasks:
+        if (
+            now - work.reported < 0.25
+            or (work.writing is not None and not work.writing.done())
+            or work.job.job_id not in self._tasks
+        ):
             return
         work.reported = now
-        progress = overall_progress(work.phase, share)
-        asyncio.get_running_loop().run_in_executor(
-            None, lambda: self._registry.update_job(work.job.job_id, progress=progress, modified_at=time.time())
+        values: dict[str, Any] = {"progress": overall_progress(work.phase, share), "modified_at": time.time()}
+        if detail:
+            values["detail"] = work.noted(**detail)
+        work.writing = asyncio.get_running_loop().run_in_executor(
+            None, lambda: self._registry.update_job(work.job.job_id, **values)
         )
 
     async def _save(self, work: _Work, **values: Any) -> None:
-        await asyncio.to_thread(self._registry.update_job, work.job.job_id, modified_at=time.time(), **values)
+        if work.writing is not None:  # an older state must not arrive after this one
+            await asyncio.wait([work.writing])
+        update = partial(self._registry.update_job, work.job.job_id, modified_at=time.time(), **values)
+        await in_thread(update)
 
     async def _fail(self, work: _Work, message: str) -> None:
         advance(work.phase, Phase.FAILED)
         self._clock_phase(work)
         log.warning("import job failed", job_id=work.job.job_id, phase=work.phase, reason=message)
-        await asyncio.to_thread(self._store.discard_job, work.job.job_id)
-        await asyncio.to_thread(self._store.remove_model, work.job.model_id)
+        await in_thread(self._store.discard_job, work.job.job_id)
+        await in_thread(self._store.remove_model, work.job.model_id)
         await self._save(
             work,
             phase=Phase.FAILED,
@@ -249,7 +329,23 @@ class Importer:
         )
 
 
-def _model(job: ImportJob, checkpoint: Checkpoint, converted: Converted, timings: Any) -> ImportedModel:
+def _told_files(files: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the job's record keeps of its files; the scan is kept once for all."""
+    return [{"name": name, **{k: v for k, v in entry.items() if k != "scan"}} for name, entry in files.items()]
+
+
+def _model(
+    job: ImportJob,
+    checkpoint: Checkpoint,
+    converted: Converted | None,
+    notes: list[str],
+    scanned: Mapping[str, Any],
+) -> ImportedModel:
+    """The record to be. *converted*: None for a checkpoint that is kept for an engine that is not here."""
+    made: dict[str, Any] = {}
+    if converted is not None:
+        made = {"artifact_bytes": converted.artifact_bytes, "artifact_dtype": converted.dtype}
+        notes = list(dict.fromkeys([*notes, *converted.notes]))
     return ImportedModel(
         model_id=job.model_id,
         account=job.account,
@@ -259,17 +355,20 @@ def _model(job: ImportJob, checkpoint: Checkpoint, converted: Converted, timings
         s3_uri=job.s3_uri,
         architecture=checkpoint.model_type,
         instruct_supported=checkpoint.chat_template is not None,
-        model_units=model_units(checkpoint.weight_bytes, checkpoint.kv_bytes_per_token, checkpoint.context_tokens),
-        artifact=f"models/{job.model_id}/model.gguf",
+        model_units=checkpoint.model_units,
+        artifact=f"models/{job.model_id}/model.gguf" if converted is not None else f"models/{job.model_id}/checkpoint",
         facts={
-            "engine": "llama.cpp",
+            "engine": checkpoint.engine,
+            "engines": [asdict(verdict) for verdict in checkpoint.engines],
+            "modality": checkpoint.modality,
+            "quantisation": checkpoint.quantisation.method if checkpoint.quantisation else None,
             "context_tokens": checkpoint.context_tokens,
             "kv_bytes_per_token": checkpoint.kv_bytes_per_token,
             "parameters": checkpoint.parameters,
             "weight_bytes": checkpoint.weight_bytes,
-            "artifact_bytes": converted.artifact_bytes,
-            "artifact_dtype": converted.dtype,
-            "notes": list(converted.notes),
+            **made,
+            "notes": notes,
+            "scan": dict(scanned),
         },
         created_at=0.0,
     )

@@ -24,6 +24,9 @@ NEXT: Mapping[Phase, Phase] = {
     Phase.PROVING: Phase.COMPLETED,
 }
 
+# A checkpoint that no engine here serves is kept as it came: there is nothing to convert or to prove.
+KEPT_FROM = Phase.TRANSFERRING
+
 # Share of the whole job that is done when a phase begins; for a progress bar, not for a promise.
 BEGINS_AT: Mapping[Phase, float] = {
     Phase.QUEUED: 0.0,
@@ -42,7 +45,8 @@ class IllegalTransition(ValueError):
 def advance(phase: Phase, to: Phase) -> Phase:
     """*to*, when the table allows the move; an unfinished job may always fail or begin again at CHECKING."""
     unfinished = phase not in (Phase.COMPLETED, Phase.FAILED)
-    if NEXT.get(phase) == to or (unfinished and to in (Phase.FAILED, Phase.CHECKING)):
+    is_kept = (phase, to) == (KEPT_FROM, Phase.COMPLETED)
+    if NEXT.get(phase) == to or is_kept or (unfinished and to in (Phase.FAILED, Phase.CHECKING)):
         return to
     raise IllegalTransition(f"{phase} -> {to}")
 

@@ -3,29 +3,31 @@
 ::
 
     store/blobs/ab/ab12…      one file per content, read-only, named by its SHA-256
-    store/staging/<job>/      a job's work: checkpoint/<name>, digests.json, model.gguf
+    store/staging/<job>/      a job's work: checkpoint/<name>, files.json, model.gguf
     store/models/<model>/     the same folder after its one rename; visible means whole
 
-On the same file system a file arrives by reflink (shared blocks, private to the store) or, where the file system has
-none, by hard link: no bytes move. A hard link shares its content with the source, so a source that is rewritten *in
-place* afterwards would change it too; uploads that replace files (as S3 clients and ``mv`` do) are safe, and the
-engine's artefact is the store's own in any case.
+A file of the same file system arrives by reflink (shared blocks, private to the store) or, where there are none, by
+hard link: no bytes move. A hard link shares its content with the source, so a source that is rewritten *in place*
+afterwards would change it too; uploads that replace files (as S3 clients and ``mv`` do) are safe, and the engine's
+artefact is the store's own in any case.
+
+Whatever a folder under ``staging`` or ``models`` links to is in use; everything else under ``blobs`` is not. Nothing
+counts references, so no crash can leave a count wrong: a half-done deletion is finished by the next ``sweep``.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
-from functools import partial
+import threading
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
-_CHUNK_BYTES = 4 << 20
 
 
 class WeightStore:
@@ -33,6 +35,7 @@ class WeightStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._lock = threading.Lock()  # between giving a blob a new link and dropping blobs without one
         for name in ("blobs", "staging", "models"):
             (root / name).mkdir(parents=True, exist_ok=True)
 
@@ -42,34 +45,60 @@ class WeightStore:
     def model(self, model_id: str) -> Path:
         return self.root / "models" / model_id
 
-    def fetch(self, folder: Path, names: Iterable[str], job_id: str, progress: Callable[[int], None]) -> dict[str, str]:
-        """Bring *names* from *folder* into the job's staging folder; name -> SHA-256 of each.
+    # -- what a job brings ------------------------------------------------------------------------
 
-        *progress* hears the bytes done. Files that an earlier try brought are not read again.
-        """
+    def prepare(self, job_id: str) -> Path:
+        """The folder that a job's files go to."""
         target = self.staging(job_id) / "checkpoint"
         target.mkdir(parents=True, exist_ok=True)
-        journal = self.staging(job_id) / "digests.json"
-        digests: dict[str, str] = json.loads(journal.read_bytes()) if journal.exists() else {}
-        done = 0
-        for name in names:
-            staged = target / name
-            if not (name in digests and staged.exists()):
-                staged.unlink(missing_ok=True)
-                bring(folder / name, staged)
-                digests[name] = self._keep(staged, partial(_from, progress, done))
-                write_atomically(journal, json.dumps(digests).encode())
-            done += staged.stat().st_size
-            progress(done)
-        return digests
+        return target
 
-    def fetched(self, job_id: str) -> dict[str, str] | None:
-        """The digests of a finished fetch; None while one is outstanding."""
-        whole = self.staging(job_id) / "fetched"
-        return json.loads(whole.read_bytes()) if whole.exists() else None
+    def noted(self, job_id: str) -> dict[str, Any]:
+        """Facts of the files that earlier tries of the job brought, by name; those whose file is there."""
+        notes = self.staging(job_id) / "files.json"
+        found: dict[str, Any] = json.loads(notes.read_bytes()) if notes.exists() else {}
+        folder = self.staging(job_id) / "checkpoint"
+        return {name: entry for name, entry in found.items() if (folder / name).exists()}
 
-    def mark_fetched(self, job_id: str, digests: dict[str, str]) -> None:
-        write_atomically(self.staging(job_id) / "fetched", json.dumps(digests).encode())
+    def note(self, job_id: str, entries: Mapping[str, Any]) -> None:
+        write_atomically(self.staging(job_id) / "files.json", json.dumps(entries).encode())
+
+    def keep(self, staged: Path, sha256: str) -> None:
+        """Make *staged* one with the blob of its content; the first of a content becomes the blob."""
+        blob = self._blob(sha256)
+        with self._lock:
+            blob.parent.mkdir(exist_ok=True)
+            try:
+                blob.hardlink_to(staged)
+            except FileExistsError:
+                _replace_by_link(staged, blob)
+
+    def reuse(self, sha256: str, staged: Path) -> bool:
+        """Link *staged* to the blob of that content; False when the store has none."""
+        with self._lock:
+            blob = self._blob(sha256)
+            if not blob.exists():
+                return False
+            _replace_by_link(staged, blob)
+            return True
+
+    def known(self, uri: str) -> dict[str, Any]:
+        """Facts by name of the files that models were imported with from *uri*; the latest import wins."""
+        found: dict[str, Any] = {}
+        for record in sorted((self.root / "models").glob("*/fetched"), key=lambda path: path.stat().st_mtime):
+            entry = json.loads(record.read_bytes())
+            if entry.get("uri") == uri:
+                found.update(entry["files"])
+        return found
+
+    def mark_fetched(self, job_id: str, uri: str, files: Mapping[str, Any]) -> None:
+        """Everything is there. *files*: facts by name (``sha256``, ``size_bytes``, ``etag``, ``scan``, …)."""
+        write_atomically(self.staging(job_id) / "fetched", json.dumps({"uri": uri, "files": dict(files)}).encode())
+
+    def fetched(self, folder: Path) -> dict[str, Any] | None:
+        """The facts of a finished transfer by name; None while one is outstanding."""
+        whole = folder / "fetched"
+        return dict(json.loads(whole.read_bytes())["files"]) if whole.exists() else None
 
     def publish(self, job_id: str, model_id: str) -> None:
         """Make the job's folder the model's, in one rename; nothing to do when an earlier try did."""
@@ -81,79 +110,92 @@ class WeightStore:
     def discard_job(self, job_id: str) -> None:
         shutil.rmtree(self.staging(job_id), ignore_errors=True)
 
-    def remove_model(self, model_id: str) -> None:
-        shutil.rmtree(self.model(model_id), ignore_errors=True)
-        self.collect()
+    def remove_model(self, model_id: str) -> int:
+        """Remove the model's folder and what nobody else uses; the bytes that came free."""
+        folder = self.model(model_id)
+        if not folder.exists():
+            return 0
+        freed = _bytes_only_here(folder.glob("*"))
+        shutil.rmtree(folder, ignore_errors=True)
+        return freed + self.collect()
 
-    def sweep(self, job_ids: Iterable[str], model_ids: Iterable[str]) -> None:
-        """Remove what no unfinished job and no model owns: the leavings of a crash."""
+    def sweep(self, job_ids: Iterable[str], model_ids: Iterable[str]) -> int:
+        """Remove what no unfinished job and no model owns: the leavings of a crash. The bytes that came free."""
+        freed = 0
         for folder, known in (("staging", set(job_ids)), ("models", set(model_ids))):
             for entry in (self.root / folder).iterdir():
                 if entry.name not in known:
+                    freed += _bytes_only_here(entry.rglob("*"))
                     shutil.rmtree(entry, ignore_errors=True)
-        self.collect()
+        return freed + self.collect()
 
-    def collect(self) -> None:
-        """Drop blobs that no staging or model folder links to."""
+    def collect(self) -> int:
+        """Drop blobs that no staging or model folder links to; the bytes that came free."""
+        freed = 0
+        with self._lock:
+            for blob in self.unused_blobs():
+                freed += _bytes_only_here([blob])
+                blob.unlink(missing_ok=True)
+        return freed
+
+    def unused_blobs(self) -> list[Path]:
         used = {
             entry.stat().st_ino
             for folder in ("staging", "models")
             for entry in (self.root / folder).glob("*/checkpoint/*")
         }
-        for blob in (self.root / "blobs").glob("*/*"):
-            if blob.stat().st_ino not in used:
-                blob.unlink(missing_ok=True)
+        return [blob for blob in (self.root / "blobs").glob("*/*") if blob.stat().st_ino not in used]
 
-    def _keep(self, staged: Path, progress: Callable[[int], None]) -> str:
-        """Digest *staged*, make it one with the blob of that content, return the digest."""
-        digest = hashlib.sha256()
-        done = 0
-        with staged.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                done += len(chunk)
-                progress(done)
-        name = digest.hexdigest()
-        blob = self.root / "blobs" / name[:2] / name
-        blob.parent.mkdir(exist_ok=True)
-        try:
-            blob.hardlink_to(staged)
-        except FileExistsError:
-            link = staged.with_name(staged.name + ".part")
-            link.unlink(missing_ok=True)
-            link.hardlink_to(blob)
-            link.replace(staged)
-        return name
+    def free_bytes(self) -> int:
+        """What the disk has left for this process."""
+        state = os.statvfs(self.root)
+        return state.f_bavail * state.f_frsize
+
+    def is_same_file_system(self, path: Path) -> bool:
+        return path.stat().st_dev == self.root.stat().st_dev
+
+    def _blob(self, sha256: str) -> Path:
+        return self.root / "blobs" / sha256[:2] / sha256
 
 
-def _from(progress: Callable[[int], None], base: int, done: int) -> None:
-    progress(base + done)
+def _bytes_only_here(paths: Iterable[Path]) -> int:
+    """Bytes of the files among *paths* that have no other name: what removing them frees."""
+    states = [path.lstat() for path in paths if path.is_file()]
+    return sum(state.st_size for state in states if state.st_nlink == 1)
 
 
-def bring(source: Path, target: Path) -> None:
-    """*target* becomes a file with *source*'s content: reflink, else hard link, else copy. Never half a file."""
-    part = target.with_name(target.name + ".part")
+def _replace_by_link(staged: Path, blob: Path) -> None:
+    part = staged.with_name(staged.name + ".link")
+    part.unlink(missing_ok=True)
+    part.hardlink_to(blob)
+    part.replace(staged)  # two names of one file: POSIX then leaves both, so
+    part.unlink(missing_ok=True)
+
+
+def link(source: Path, target: Path) -> bool:
+    """*target* becomes *source* by reflink, else hard link; False when the file systems allow neither."""
+    part = target.with_name(target.name + ".link")
     part.unlink(missing_ok=True)
     real = source.resolve()
     with real.open("rb") as reader, part.open("wb") as writer:
         try:
             fcntl.ioctl(writer.fileno(), FICLONE, reader.fileno())
-            cloned = True
+            is_cloned = True
         except OSError as exc:
             if exc.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
                 raise
-            cloned = False
-    if not cloned:
+            is_cloned = False
+    if not is_cloned:
         part.unlink()
         try:
             part.hardlink_to(real)
         except OSError as exc:
             if exc.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
                 raise
-            shutil.copyfile(real, part)
-            with part.open("rb") as copied:
-                os.fsync(copied.fileno())
+            return False
     part.replace(target)
+    part.unlink(missing_ok=True)
+    return True
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from outcrop.ids import JobId, ModelId
@@ -27,6 +27,7 @@ class ImportJob:
     created_at: float
     modified_at: float
     ended_at: float | None
+    detail: Mapping[str, Any] = field(default_factory=dict)  # report, transfer, files, scan: see importing.jobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

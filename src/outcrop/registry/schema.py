@@ -22,6 +22,8 @@ import_jobs = sa.Table(
     sa.Column("progress", sa.Float, nullable=False),
     sa.Column("failure", sa.String(2048)),
     sa.Column("timings", sa.JSON, nullable=False),
+    # Preflight report, transfer so far, files and the scan of their values.
+    sa.Column("detail", sa.JSON, nullable=False, server_default="{}"),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("modified_at", sa.Float, nullable=False),
     sa.Column("ended_at", sa.Float),

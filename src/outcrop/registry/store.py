@@ -128,6 +128,13 @@ class Registry:
             raise JobNotFound(f"Could not find model import job {identifier}. Check the job ARN or name.")
         return _job(row)
 
+    def job_of(self, model: ImportedModel) -> ImportJob | None:
+        """The job that brought *model*; None when its record is gone."""
+        query = sa.select(import_jobs).where(import_jobs.c.job_id == model.job_id)
+        with self._engine.connect() as db:
+            row = db.execute(query).one_or_none()
+        return None if row is None else _job(row)
+
     def jobs(self, account: str, page: Page) -> list[ImportJob]:
         query = _paged(sa.select(import_jobs).where(import_jobs.c.account == account), import_jobs, "job", page)
         with self._engine.connect() as db:

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from outcrop.engines.base import CopySpec
 from outcrop.engines.llama_cpp import default_slots
-from outcrop.errors import ModelNotFound
+from outcrop.errors import EngineMissing, ModelNotFound
 from outcrop.ids import imported_model_arn, imported_model_id
 from outcrop.inference.canonical import ModelFacts
 from outcrop.registry.records import ImportedModel
@@ -33,23 +33,35 @@ class Catalogue:
         self._settings = settings
         self._memory_bytes = memory_bytes
         self._by_key: dict[tuple[str, str], Served] = {}
+        self._kept: dict[tuple[str, str], ImportedModel] = {}  # no engine here serves these
 
     def load(self, records: Iterable[ImportedModel]) -> None:
         for record in records:
             self.add(record)
 
     def add(self, record: ImportedModel) -> None:
+        if record.facts["engine"] is None:
+            self._kept[record.account, record.model_id] = self._kept[record.account, record.model_name] = record
+            return
         served = Served(record, self.facts(record), self.spec(record))
         self._by_key[record.account, record.model_id] = served
         self._by_key[record.account, record.model_name] = served
 
     def remove(self, record: ImportedModel) -> None:
-        self._by_key.pop((record.account, record.model_id), None)
-        self._by_key.pop((record.account, record.model_name), None)
+        for key in (record.model_id, record.model_name):
+            self._by_key.pop((record.account, key), None)
+            self._kept.pop((record.account, key), None)
 
     def find(self, account: str, identifier: str) -> Served:
-        """The model with this ARN, id or name. Raises ModelNotFound."""
-        served = self._by_key.get((account, imported_model_id(identifier) or identifier))
+        """The model with this ARN, id or name. Raises ModelNotFound, EngineMissing."""
+        key = account, imported_model_id(identifier) or identifier
+        served = self._by_key.get(key)
+        if served is None and (kept := self._kept.get(key)) is not None:
+            able = [f"{entry['engine']} ({entry['hardware']})" for entry in kept.facts["engines"] if entry["serves"]]
+            raise EngineMissing(
+                f"The model {kept.model_name} ({kept.architecture}) is imported, but no engine of this installation "
+                f"serves it. It needs {' or '.join(able)}: install one of them and import the model again."
+            )
         if served is None or (identifier.startswith("arn:") and identifier != served.facts.arn):
             raise ModelNotFound(f"Could not find imported model {identifier}. Check the model ARN or name.")
         return served

@@ -1,0 +1,55 @@
+"""``outcrop check``: will this checkpoint import, what will it take, and if not, why. No server is needed."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from outcrop.cli.client import HOME, JSON, echo_json
+from outcrop.errors import ServiceError
+from outcrop.settings import load
+
+REJECTED, UNREADABLE = 1, 3
+
+
+def check(
+    source: str = typer.Argument(help="A checkpoint's folder, file:///folder, or s3://bucket/prefix/."),
+    role: str | None = typer.Option(None, help="Role to read as, where the object store is set to assume one."),
+    home: Path | None = HOME,
+    as_json: bool = JSON,
+) -> None:
+    """Check a checkpoint without moving its weights: config, tokenizer, index and tensor headers only.
+
+    Exits with 0 when it can be imported, 1 when it cannot (every problem is named), 3 when it cannot be read.
+    """
+    from outcrop.importing.report import lines
+
+    try:
+        told = asyncio.run(_told(source, role, home))
+    except ServiceError as exc:
+        if as_json:
+            echo_json({"source": source, "importable": False, "error": exc.message})
+        typer.echo(f"outcrop: {exc.message}", err=True)
+        raise typer.Exit(UNREADABLE) from None
+    if as_json:
+        echo_json(told)
+    else:
+        for line in lines(told):
+            typer.echo(line)
+    raise typer.Exit(0 if told["importable"] else REJECTED)
+
+
+async def _told(source: str, role: str | None, home: Path | None) -> dict[str, Any]:
+    from outcrop.importing.preflight import preflight
+    from outcrop.importing.report import report
+    from outcrop.importing.sources import open_local, open_source
+
+    is_remote = source.startswith("s3://")
+    opened = open_source(source, load(home=home), role_arn=role) if is_remote else open_local(source)
+    try:
+        return report(await preflight(opened))
+    finally:
+        await opened.aclose()

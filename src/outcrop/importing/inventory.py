@@ -1,0 +1,108 @@
+"""What the weight store holds and why: who shares which file, what a deletion or a collection would free."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from outcrop.importing.weights import WeightStore
+
+
+def inventory(store: WeightStore, names: Mapping[str, str], job_ids: Collection[str]) -> dict[str, Any]:
+    """JSON-shaped. *names*: model name by id of the registered models; *job_ids*: unfinished jobs. All values in bytes.
+
+    ``own_bytes`` of a model is what deleting it would free: files that no other model or job uses and that have no
+    other name outside the store, and its artefact. ``shared_bytes`` is used by others as well, ``linked_bytes`` also
+    lies where it was imported from and costs the disk nothing more.
+    """
+    users: dict[int, set[str]] = defaultdict(set)
+    folders = {path.name: path for path in (store.root / "models").iterdir()}
+    jobs = {path.name: path for path in (store.root / "staging").iterdir()}
+    for folder in (*folders.values(), *jobs.values()):
+        for file in _files(folder):
+            users[file.stat().st_ino].add(folder.name)
+    blobs = {blob.stat().st_ino: blob for blob in (store.root / "blobs").glob("*/*")}
+    models = [_model(folders[key], names[key], users) for key in sorted(folders) if key in names]
+    unused = [blob for inode, blob in blobs.items() if not users.get(inode)]
+    leavings = [path for key, path in folders.items() if key not in names]
+    leavings += [path for key, path in jobs.items() if key not in job_ids]
+    usage = shutil.disk_usage(store.root)
+    return {
+        "path": str(store.root),
+        "disk": {"total_bytes": usage.total, "free_bytes": store.free_bytes()},
+        "models": models,
+        "shared": _shared(folders, names),
+        "blobs": {"count": len(blobs), "bytes": sum(blob.stat().st_size for blob in blobs.values())},
+        "jobs": [{"job_id": key, "bytes": _size(path)} for key, path in jobs.items() if key in job_ids],
+        "collectable": {
+            "bytes": _freed([*unused, *(file for path in leavings for file in path.rglob("*"))], set(blobs)),
+            "blobs": len(unused),
+            "folders": len(leavings),
+        },
+    }
+
+
+def _model(folder: Path, name: str, users: Mapping[int, set[str]]) -> dict[str, Any]:
+    own = shared = linked = 0
+    for file in _files(folder):
+        state = file.stat()
+        here = len(users[state.st_ino]) + 1  # the names in folders, and the blob
+        if len(users[state.st_ino]) > 1:
+            shared += state.st_size
+        elif state.st_nlink > here:
+            linked += state.st_size
+        else:
+            own += state.st_size
+    artefact = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+    return {
+        "model_id": folder.name,
+        "model_name": name,
+        "checkpoint_bytes": own + shared + linked,
+        "artifact_bytes": artefact,
+        "own_bytes": own + artefact,
+        "shared_bytes": shared,
+        "linked_bytes": linked,
+    }
+
+
+def _shared(folders: Mapping[str, Path], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Contents that several models use, the largest first."""
+    owners: dict[str, set[str]] = defaultdict(set)
+    facts: dict[str, tuple[str, int]] = {}
+    for key, folder in folders.items():
+        record = folder / "fetched"
+        if key not in names or not record.exists():
+            continue
+        for file, entry in json.loads(record.read_bytes())["files"].items():
+            owners[entry["sha256"]].add(names[key])
+            facts[entry["sha256"]] = file, entry["size_bytes"]
+    found = [
+        {"sha256": digest, "file": facts[digest][0], "bytes": facts[digest][1], "models": sorted(by)}
+        for digest, by in owners.items()
+        if len(by) > 1
+    ]
+    return sorted(found, key=lambda entry: -int(str(entry["bytes"])))
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in (folder / "checkpoint").glob("*") if path.is_file()]
+
+
+def _freed(paths: Iterable[Path], blobs: Collection[int]) -> int:
+    """Bytes that removing all *paths* frees, when a blob goes with its last user."""
+    names: dict[int, int] = defaultdict(int)
+    states = {}
+    for path in paths:
+        if path.is_file():
+            state = path.stat()
+            names[state.st_ino] += path.parent.parent.name != "blobs"
+            states[state.st_ino] = state
+    return sum(state.st_size for inode, state in states.items() if state.st_nlink == names[inode] + (inode in blobs))
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

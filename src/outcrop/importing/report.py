@@ -1,0 +1,108 @@
+"""The preflight report: what a checkpoint is, what it will take here, and what is wrong with it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from outcrop.checkpoints.engines import LLAMA_CPP
+from outcrop.checkpoints.inspect import Checkpoint
+from outcrop.importing.preflight import Preflight
+
+# What an import is expected to run at before any was measured: a local disk and one core for digest and scan.
+EXPECTED_BYTES_PER_S = {"transfer": 250e6, "convert": 250e6}
+EXPECTED_FIXED_S = 2.0  # start of the converter and of the proof copy
+RUNTIME_BYTES = 300 << 20  # an engine's process besides weights and key-value cache
+
+
+def report(found: Preflight) -> dict[str, Any]:
+    """JSON-shaped facts. Bytes and seconds are integers and floats, names as in the docs of ``outcrop check``."""
+    checkpoint = found.checkpoint
+    told: dict[str, Any] = {
+        "source": found.uri,
+        "importable": checkpoint is not None and not found.problems,
+        "problems": [
+            {**asdict(problem), "remedy": problem.remedy or _remedy(problem.message)} for problem in found.problems
+        ],
+        "warnings": [*found.warnings, *(checkpoint.notes if checkpoint else ())],
+        "files": len(found.names),
+        "total_bytes": found.total_bytes,
+    }
+    return told if checkpoint is None else {**told, **_described(found, checkpoint)}
+
+
+def _described(found: Preflight, checkpoint: Checkpoint) -> dict[str, Any]:
+    converted = checkpoint.weight_bytes if checkpoint.engine == LLAMA_CPP else 0
+    return {
+        "family": checkpoint.model_type,
+        "architecture": checkpoint.family.architecture,
+        "modality": checkpoint.modality,
+        "parameters": checkpoint.parameters,
+        "dtype": checkpoint.dtype,
+        "quantisation": checkpoint.quantisation.method if checkpoint.quantisation else None,
+        "weight_bytes": checkpoint.weight_bytes,
+        "shards": len(checkpoint.shards),
+        "context_tokens": checkpoint.context_tokens,
+        "chat": checkpoint.chat_template is not None,
+        "end_of_text_ids": list(checkpoint.eos_token_ids),
+        "units_per_copy": checkpoint.model_units,
+        "engine": checkpoint.engine,
+        "engines": [asdict(verdict) for verdict in checkpoint.engines],
+        "memory_per_copy_bytes": checkpoint.weight_bytes + checkpoint.kv_bytes_full_context + RUNTIME_BYTES,
+        "kv_bytes_per_token": checkpoint.kv_bytes_per_token,
+        "expected_import_s": expected_import_s(found.total_bytes, converted),
+    }
+
+
+def expected_import_s(total_bytes: int, converted_bytes: int) -> float:
+    """Seconds that an import of this size takes at the rates above; for a pipeline's patience, not a promise."""
+    spent = total_bytes / EXPECTED_BYTES_PER_S["transfer"] + converted_bytes / EXPECTED_BYTES_PER_S["convert"]
+    return round(EXPECTED_FIXED_S + spent, 1)
+
+
+def lines(told: dict[str, Any]) -> Iterator[str]:
+    """The report for people."""
+    if "family" in told:
+        packed = f", {told['quantisation']}" if told["quantisation"] else ""
+        kind = f"{told['family']} ({told['architecture']}, {told['modality']})"
+        yield f"{kind}, {_count(told['parameters'])} parameters in {told['dtype']}{packed}"
+        yield f"  weights        {_size(told['weight_bytes'])} in {told['shards']} file(s), {told['source']}"
+        yield f"  context        {told['context_tokens']} tokens, {_size(told['kv_bytes_per_token'])} of cache each"
+        yield f"  chat           {'yes' if told['chat'] else 'no chat template: completions only'}"
+        yield f"  units per copy {told['units_per_copy']}"
+        for entry in told["engines"]:
+            state = "serves it" if entry["serves"] else f"does not: {entry['reason']}"
+            here = "" if entry["available"] else " (not installed here)"
+            yield f"  engine         {entry['engine']}, {entry['hardware']}: {state}{here}"
+        yield f"  memory a copy  {_size(told['memory_per_copy_bytes'])} with one full context"
+        yield f"  import takes   about {told['expected_import_s']:g} s"
+    for warning in told["warnings"]:
+        yield f"warning: {warning}"
+    for problem in told["problems"]:
+        yield f"problem: {problem['message']}"
+    if told["importable"]:
+        yield "The checkpoint can be imported."
+    else:
+        yield f"The checkpoint cannot be imported: {len(told['problems'])} problem(s)."
+
+
+def _remedy(message: str) -> str:
+    """The last sentence of a problem's message, which by the house's rule says what to do."""
+    return message.rstrip(".").rsplit(". ", 1)[-1] + "."
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _count(count: float) -> str:
+    for unit in ("", " thousand", " million", " billion"):
+        if count < 1000:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g} trillion"
