@@ -43,6 +43,14 @@ def test_a_model_on_a_custom_engine_answers_through_every_route(served: tuple[Se
     assert pieces[-1]["amazon-bedrock-invocationMetrics"]["outputTokenCount"] == 8
 
 
+def test_nothing_is_converted_for_an_engine_that_reads_the_checkpoint(served: tuple[Server, str, Path]) -> None:
+    server, _, _ = served
+    told = server.admin("/outcrop/v1/models/foreign")
+
+    assert told["facts"]["engine"] == "custom"
+    assert set(told["timings"]) == {"checking", "transferring", "proving"}
+
+
 def test_only_the_named_models_run_on_it(served: tuple[Server, str, Path], tiny: Path) -> None:
     server, _, _ = served
     arn = server.import_model(tiny, "own")

@@ -18,9 +18,11 @@ from typing import Any
 import structlog
 from msgspec import structs
 
+from outcrop.checkpoints.engines import LLAMA_CPP
 from outcrop.checkpoints.inspect import Checkpoint
 from outcrop.checkpoints.problems import CheckpointRejected, Problem
 from outcrop.engines.base import CopySpec
+from outcrop.engines.custom import NAME as CUSTOM
 from outcrop.errors import JobEnded, OutcropError, QuotaExceeded
 from outcrop.ids import JobId
 from outcrop.importing.conversion import Converted, convert
@@ -197,17 +199,21 @@ class Importer:
         if problems := scan_problems(scanned):
             raise CheckpointRejected([Problem(file="", message=problem) for problem in problems])
         notes = [*found.warnings, *checkpoint.notes, *scan_notes(scanned)]
-        if checkpoint.engine is None:
+        engine = CUSTOM if self._settings.engine_of(job.model_name) == CUSTOM else checkpoint.engine
+        if engine is None:
             work.is_committing = True
-            await self._publish(work, _model(job, checkpoint, None, notes, scanned))
+            await self._publish(work, _model(job, checkpoint, engine, None, notes, scanned))
             return
-        await self._enter(work, Phase.CONVERTING)
-        converted = await self._convert(work)
+        converted = None
+        if engine == LLAMA_CPP:
+            await self._enter(work, Phase.CONVERTING)
+            converted = await self._convert(work)
         await self._enter(work, Phase.PROVING)
-        model = _model(job, checkpoint, converted, notes, scanned)
+        model = _model(job, checkpoint, engine, converted, notes, scanned)
         folder = await in_thread(self._whereabouts, job)
         spec = structs.replace(self._spec(model), artifact=folder / "model.gguf")
-        proved = await self._fleet.prove(spec, _proof_request(checkpoint), list(converted.probes))
+        probes = list(converted.probes) if converted else []
+        proved = await self._fleet.prove(spec, _proof_request(checkpoint), probes)
         if proved.mismatches:
             raise CheckpointRejected.of(
                 "The engine tokenises differently from the checkpoint's tokenizer: " + "; ".join(proved.mismatches)
@@ -337,11 +343,15 @@ def _told_files(files: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _model(
     job: ImportJob,
     checkpoint: Checkpoint,
+    engine: str | None,
     converted: Converted | None,
     notes: list[str],
     scanned: Mapping[str, Any],
 ) -> ImportedModel:
-    """The record to be. *converted*: None for a checkpoint that is kept for an engine that is not here."""
+    """The record to be. *engine*: None for a checkpoint that is kept for one that is not here.
+
+    *converted*: None where the engine reads the checkpoint as it is.
+    """
     made: dict[str, Any] = {}
     if converted is not None:
         made = {"artifact_bytes": converted.artifact_bytes, "artifact_dtype": converted.dtype}
@@ -356,9 +366,9 @@ def _model(
         architecture=checkpoint.model_type,
         instruct_supported=checkpoint.chat_template is not None,
         model_units=checkpoint.model_units,
-        artifact=f"models/{job.model_id}/model.gguf" if converted is not None else f"models/{job.model_id}/checkpoint",
+        artifact=f"models/{job.model_id}/model.gguf",
         facts={
-            "engine": checkpoint.engine,
+            "engine": engine,
             "engines": [asdict(verdict) for verdict in checkpoint.engines],
             "modality": checkpoint.modality,
             "quantisation": checkpoint.quantisation.method if checkpoint.quantisation else None,

@@ -24,8 +24,10 @@ NEXT: Mapping[Phase, Phase] = {
     Phase.PROVING: Phase.COMPLETED,
 }
 
-# A checkpoint that no engine here serves is kept as it came: there is nothing to convert or to prove.
-KEPT_FROM = Phase.TRANSFERRING
+# An engine that reads the checkpoint itself needs no artefact; what no engine here serves is kept, and cannot be proven.
+SKIPS: frozenset[tuple[Phase, Phase]] = frozenset(
+    {(Phase.TRANSFERRING, Phase.PROVING), (Phase.TRANSFERRING, Phase.COMPLETED)}
+)
 
 # Share of the whole job that is done when a phase begins; for a progress bar, not for a promise.
 BEGINS_AT: Mapping[Phase, float] = {
@@ -45,8 +47,7 @@ class IllegalTransition(ValueError):
 def advance(phase: Phase, to: Phase) -> Phase:
     """*to*, when the table allows the move; an unfinished job may always fail or begin again at CHECKING."""
     unfinished = phase not in (Phase.COMPLETED, Phase.FAILED)
-    is_kept = (phase, to) == (KEPT_FROM, Phase.COMPLETED)
-    if NEXT.get(phase) == to or is_kept or (unfinished and to in (Phase.FAILED, Phase.CHECKING)):
+    if NEXT.get(phase) == to or (phase, to) in SKIPS or (unfinished and to in (Phase.FAILED, Phase.CHECKING)):
         return to
     raise IllegalTransition(f"{phase} -> {to}")
 

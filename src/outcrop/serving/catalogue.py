@@ -8,6 +8,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from outcrop.engines.base import CopySpec
+from outcrop.engines.custom import NAME as CUSTOM
 from outcrop.engines.llama_cpp import default_slots
 from outcrop.errors import EngineMissing, ModelNotFound
 from outcrop.ids import imported_model_arn, imported_model_id
@@ -40,7 +41,7 @@ class Catalogue:
             self.add(record)
 
     def add(self, record: ImportedModel) -> None:
-        if record.facts["engine"] is None:
+        if record.facts["engine"] is None and self._settings.engine_of(record.model_name) != CUSTOM:
             self._kept[record.account, record.model_id] = self._kept[record.account, record.model_name] = record
             return
         served = Served(record, self.facts(record), self.spec(record))
@@ -60,7 +61,8 @@ class Catalogue:
             able = [f"{entry['engine']} ({entry['hardware']})" for entry in kept.facts["engines"] if entry["serves"]]
             raise EngineMissing(
                 f"The model {kept.model_name} ({kept.architecture}) is imported, but no engine of this installation "
-                f"serves it. It needs {' or '.join(able)}: install one of them and import the model again."
+                f"serves it. It needs {' or '.join(able)}: install one of them and import the model again, or set "
+                "OUTCROP_CUSTOM_ENGINE."
             )
         if served is None or (identifier.startswith("arn:") and identifier != served.facts.arn):
             raise ModelNotFound(f"Could not find imported model {identifier}. Check the model ARN or name.")
@@ -91,7 +93,8 @@ class Catalogue:
             slots=slots,
             threads=self._settings.threads_per_copy(),
             engine=self._settings.engine_of(record.model_name),
-            kv_f32=record.facts["artifact_dtype"] == "f32" and record.facts["artifact_bytes"] <= SMALL_ARTIFACT_BYTES,
+            kv_f32=record.facts.get("artifact_dtype") == "f32"
+            and record.facts["artifact_bytes"] <= SMALL_ARTIFACT_BYTES,
         )
 
     def _context(self, record: ImportedModel) -> int:
