@@ -24,7 +24,7 @@ NEXT: Mapping[Phase, Phase] = {
     Phase.PROVING: Phase.COMPLETED,
 }
 
-# An engine that reads the checkpoint itself needs no artefact; what no engine here serves is kept, and cannot be proven.
+# An engine that reads the checkpoint itself needs no artefact; what no engine here serves is kept, unproven.
 SKIPS: frozenset[tuple[Phase, Phase]] = frozenset(
     {(Phase.TRANSFERRING, Phase.PROVING), (Phase.TRANSFERRING, Phase.COMPLETED)}
 )
