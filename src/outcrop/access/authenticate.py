@@ -219,6 +219,7 @@ def _merge(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
     return merged
 
 
+@lru_cache(maxsize=1024)  # many requests of one second
 def _parse_time(timestamp: str) -> datetime:
     try:
         return datetime.strptime(timestamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)

@@ -10,6 +10,7 @@ import hmac
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from urllib.parse import quote, unquote_plus
 
@@ -59,6 +60,7 @@ class Authorization:
         return cls(Scope.parse(fields["Credential"]), tuple(fields["SignedHeaders"].split(";")), fields["Signature"])
 
 
+@lru_cache(maxsize=512)  # a model's few paths, again and again
 def canonical_path(raw_path: bytes) -> str:
     """*raw_path* without dot segments, percent-encoded once more."""
     segments: list[bytes] = []

@@ -73,6 +73,7 @@ async def measure(contender: Contender, level: Level, duration_s: float) -> Resu
         concurrency=level.concurrency,
         duration_s=duration_s,
         pieces=level.pieces,
+        spread_s=(level.delay_ms + level.token_ms) / 1000,
     )
     process = await asyncio.create_subprocess_exec(
         sys.executable,

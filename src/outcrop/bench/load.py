@@ -29,6 +29,7 @@ class Plan(msgspec.Struct):
     concurrency: int
     duration_s: float
     pieces: int = 0  # in one streamed answer; 0 asks for whole answers
+    spread_s: float = 0.0  # over which the connections begin: all at once they would come in bursts for ever
     warm_up: int = 1  # requests per connection before the clock starts
 
 
@@ -72,7 +73,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._send()
+        asyncio.get_running_loop().call_later(self._run.begins_in_s(), self._send)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._is_over:
@@ -134,9 +135,15 @@ class Run:
         self.failures = 0
         self.first_failure = ""
         self._open = plan.concurrency
+        self._begun = 0
         self._over = asyncio.Event()
         self._first_done = 0.0
         self._last_done = 0.0
+
+    def begins_in_s(self) -> float:
+        """When the next connection sends its first request."""
+        self._begun += 1
+        return self.plan.spread_s * (self._begun - 1) / self.plan.concurrency
 
     def answered(self, now: float, took: float, first: float) -> None:
         self._first_done = self._first_done or now - took
