@@ -20,6 +20,7 @@ Headers = Sequence[tuple[str, str]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
+WATCH_AFTER_S = 0.02
 _DISCARD_BYTES = 100_000_000  # read and drop this much of a refused body, so that the client hears the answer
 
 
@@ -124,16 +125,27 @@ async def respond(response: Response | Stream, request_id: str, send: Send) -> N
 
 
 async def while_connected(request: Request, work: Awaitable[None]) -> None:
-    """Run *work*, cancelling it as soon as the client hangs up."""
+    """Run *work*, cancelling it as soon as the client hangs up.
+
+    The watch begins after WATCH_AFTER_S: it costs a tenth of a short request, which is over by then.
+    """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.disconnected())
-    gone.add_done_callback(lambda _: task.cancel())
+    gone: asyncio.Future[None] | None = None
+
+    def watch() -> None:
+        nonlocal gone
+        gone = asyncio.ensure_future(request.disconnected())
+        gone.add_done_callback(lambda _: task.cancel())
+
+    begin = asyncio.get_running_loop().call_later(WATCH_AFTER_S, watch)
     try:
         await task
     except asyncio.CancelledError:
-        if not (gone.done() and not gone.cancelled()):
+        if gone is None or not gone.done() or gone.cancelled():
             task.cancel()
             raise
         raise ClientGone from None
     finally:
-        gone.cancel()
+        begin.cancel()
+        if gone is not None:
+            gone.cancel()
