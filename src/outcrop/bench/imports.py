@@ -124,7 +124,7 @@ def _tokenizer(vocab_size: int) -> str:
     taken = max([*vocab.values(), *(token["id"] for token in document["added_tokens"])]) + 1
     texts = [text for text in vocab if len(text) > 1]
     for index in range(taken, vocab_size):
-        text = f"Ġfiller{index}"
+        text = f"{'Ġ' if index % 2 else ''}qz{index:x}"  # as long as words of large vocabularies are, half with a space
         vocab[text] = index
         document["model"]["merges"].append([texts[index % len(texts)], text] if index % 2 else ["Ġ", text])
     return json.dumps(document, ensure_ascii=False)

@@ -8,7 +8,7 @@ fluently and wrongly, which nobody notices.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from outcrop.checkpoints.problems import CheckpointRejected
 from outcrop.checkpoints.vocabulary import Tokenizer, refused, steps
 
 FILE = "tokenizer.json"
+_MERGES_AT_A_TIME = 4096
 
 # The characters that byte-level BPE writes bytes as: printable Latin-1 as itself, the rest from U+0100 on.
 _ITSELF = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
@@ -40,18 +41,25 @@ def parse_tokenizer(raw: bytes) -> Tokenizer:
 def _decoded(raw: bytes) -> Any:
     """The file's JSON, merges as ``"left right"``.
 
-    Merges first and as pairs of their own, given up before the vocabulary comes: both at once, as JSON comes out
-    otherwise, would take several times the memory of all else that a check needs.
+    Merges first and some at a time: lists of pairs beside the vocabulary, as JSON comes out otherwise, would take
+    several times the memory of all else that a check needs.
     """
     document = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
     model = msgspec.json.decode(document.pop("model"), type=dict[str, msgspec.Raw])
     merges = None
     if "merges" in model:
-        merges = tuple(map(_merge, msgspec.json.decode(model.pop("merges"), type=list[tuple[str, ...] | str])))
+        merges = tuple(_merges(model.pop("merges")))
     opened = {name: msgspec.json.decode(value) for name, value in model.items()}
     if merges is not None:
         opened["merges"] = merges
     return {**{name: msgspec.json.decode(value) for name, value in document.items()}, "model": opened}
+
+
+def _merges(raw: msgspec.Raw) -> Iterator[str]:
+    entries = msgspec.json.decode(raw, type=list[msgspec.Raw])
+    for begin in range(0, len(entries), _MERGES_AT_A_TIME):
+        part = b",".join(map(bytes, entries[begin : begin + _MERGES_AT_A_TIME]))
+        yield from map(_merge, msgspec.json.decode(b"[" + part + b"]"))
 
 
 def parse_plainly(raw: bytes) -> Tokenizer:
