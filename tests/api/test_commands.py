@@ -129,3 +129,43 @@ def test_a_home_without_a_server_names_the_command_that_starts_one(tmp_path: Pat
 
     assert done.returncode != 0
     assert "outcrop serve" in done.stderr
+
+
+def test_store_shows_what_models_share_and_what_a_deletion_frees(tmp_path: Path, tiny: Path) -> None:
+    server = Server(tmp_path / "home", cpu_threads=1).start()
+    try:
+        server.import_model(tiny, "one")
+        server.import_model(set_config(copy_of(tiny, tmp_path / "two"), rope_theta=20000.0), "two")
+        found = json.loads(outcrop(server, "store", "--json").stdout)
+        shown = outcrop(server, "store").stdout
+        leaving = server.home / "store" / "staging" / "left-by-a-crash"
+        leaving.mkdir()
+        (leaving / "half.part").write_bytes(bytes(1000))
+        told = json.loads(outcrop(server, "store", "--json").stdout)["collectable"]["bytes"]
+        freed = json.loads(outcrop(server, "store", "gc", "--json").stdout)["freed_bytes"]
+        one = next(model for model in found["models"] if model["model_name"] == "one")
+        free = server.store_bytes()
+        outcrop(server, "models", "delete", "one")
+
+        assert {tuple(entry["models"]) for entry in found["shared"]} == {("one", "two")}
+        assert one["shared_bytes"] > one["checkpoint_bytes"] / 2
+        assert "FREED BY DELETION" in shown
+        assert freed == told == 1000
+        assert not leaving.exists()
+        # The files of the bucket are linked, so what comes free is the artefact and its records.
+        assert free - server.store_bytes() >= one["own_bytes"]
+        assert json.loads(outcrop(server, "store", "--json").stdout)["shared"] == []
+    finally:
+        server.stop()
+
+
+def test_models_show_tells_what_the_scan_and_the_proof_found(server: Server, model: str) -> None:
+    told = json.loads(outcrop(server, "models", "show", "tiny", "--json").stdout)
+    shown = outcrop(server, "models", "show", "tiny").stdout
+
+    assert told["facts"]["scan"]["not_finite"] == []
+    assert told["facts"]["scan"]["values"] == told["facts"]["parameters"]
+    assert {"checking", "transferring", "converting", "proving"} <= set(told["timings"])
+    assert model in shown
+    assert "all finite" in shown
+    assert outcrop(server, "models", "show", "absent").returncode == 2

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,17 @@ def server(s3: S3Server, proxy: FaultProxy, tmp_path_factory: pytest.TempPathFac
     server = started(tmp_path_factory.mktemp("home"), s3, proxy)
     yield server
     server.stop()
+
+
+def outcrop(server: Server, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command as a person types it."""
+    return subprocess.run(
+        [sys.executable, "-m", "outcrop.cli.main", *words],
+        env={**os.environ, "OUTCROP_HOME": str(server.home)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def detail(server: Server, job: str) -> dict[str, Any]:
@@ -169,13 +183,15 @@ def test_a_cancelled_job_stops_asking_and_leaves_nothing(
     arn = server.create_job(uri, "cancelled")
     wait_for(lambda: any(entry.fault == "stall" for entry in faults.seen))
 
-    told = server.admin("/outcrop/v1/import-jobs/job-cancelled/cancel", method="POST")
+    done = outcrop(server, "jobs", "cancel", "job-cancelled")
 
+    assert done.returncode == 0, done.stderr
+    assert "while transferring" in done.stderr
     job = server.client("bedrock").get_model_import_job(jobIdentifier=arn)
     assert job["status"] == "Failed"
     assert "was cancelled by arn:aws:iam::" in job["failureMessage"]
-    assert "while transferring" in told["failure"]
     assert not list((server.home / "store" / "staging").iterdir())
+    assert outcrop(server, "jobs", "cancel", "job-cancelled").returncode == 2, "it has ended"
     count = len(faults.asked(SHARD))
     faults.heal()
     again = server.ended_job(server.create_job(uri, "cancelled-again"))
@@ -198,6 +214,7 @@ def test_progress_tells_bytes_rate_and_time_left(
             return bool(seen) and seen[-1]["bytes_per_s"] > 0
 
         wait_for(has_moved, 30)
+        watched = outcrop(server, "jobs", "watch", "job-watched")
     finally:
         faults.latency_s = 0.0
     job = server.ended_job(arn)
@@ -205,3 +222,6 @@ def test_progress_tells_bytes_rate_and_time_left(
     assert job["status"] == "Completed"
     assert 0 < seen[-1]["done_bytes"] <= seen[-1]["total_bytes"]
     assert seen[-1]["eta_s"] is not None
+    assert watched.returncode == 0, watched.stderr
+    assert "MB/s" in watched.stderr
+    assert watched.stdout.strip() == job["importedModelArn"]

@@ -115,6 +115,11 @@ class Server:
             found: dict[str, Any] = json.load(response)
         return found
 
+    def store_bytes(self) -> int:
+        """Bytes of all distinct files in the weight store."""
+        states = [path.stat() for path in (self.home / "store").rglob("*") if path.is_file()]
+        return sum({state.st_ino: state.st_size for state in states}.values())
+
     def kill(self) -> None:
         """SIGKILL: no goodbye."""
         assert self.process is not None

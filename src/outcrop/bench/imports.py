@@ -94,7 +94,7 @@ def make_checkpoint(folder: Path, shape: Mapping[str, int], shards: int, *, spar
     folder.mkdir(parents=True)
     config = json.loads((SAMPLE / "config.json").read_text()) | dict(shape)
     heads = config["hidden_size"] // 128
-    config |= {"num_attention_heads": heads, "num_key_value_heads": max(1, heads // 5), "tie_word_embeddings": True}
+    config |= {"num_attention_heads": heads, "num_key_value_heads": heads // 8, "tie_word_embeddings": True}
     config |= {"torch_dtype": "bfloat16", "max_position_embeddings": 8192}
     for name in ("tokenizer_config.json", "generation_config.json"):
         shutil.copyfile(SAMPLE / name, folder / name)
@@ -234,7 +234,7 @@ def jobs(work: Path) -> dict[str, Any]:
 
 
 def _layers(size_gb: float) -> dict[str, int]:
-    per_layer = 2 * (2 * 2048**2 + 2 * 2048 * 384 + 3 * 2048 * 8192)
+    per_layer = 2 * (2 * 2048**2 + 2 * 2048 * 256 + 3 * 2048 * 8192)
     return {**SMALL, "num_hidden_layers": max(1, round(size_gb * 1e9 / per_layer))}
 
 
@@ -390,7 +390,8 @@ def main() -> None:
         if arguments.target:
             arguments.target.mkdir(parents=True)
         typer.echo(json.dumps(asyncio.run(child(arguments.child, arguments.uri, arguments.target))))
-        return
+        sys.stdout.flush()
+        os._exit(0)  # see cli.check
     results: dict[str, Any] = {"cores": len(os.sched_getaffinity(0))}
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
         work = Path(folder)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -33,13 +35,21 @@ def check(
         if as_json:
             echo_json({"source": source, "importable": False, "error": exc.message})
         typer.echo(f"outcrop: {exc.message}", err=True)
-        raise typer.Exit(UNREADABLE) from None
+        _leave(UNREADABLE)
     if as_json:
         echo_json(told)
     else:
         for line in lines(told):
             typer.echo(line)
-    raise typer.Exit(0 if told["importable"] else REJECTED)
+    _leave(0 if told["importable"] else REJECTED)
+
+
+def _leave(status: int) -> NoReturn:
+    """End at once. The object store's client has threads of its own, and one that lets go of an answer while the
+    interpreter is being taken down aborts the process: a pipeline would see another status than ours."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 async def _told(source: str, role: str | None, home: Path | None) -> dict[str, Any]:

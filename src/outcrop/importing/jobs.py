@@ -47,6 +47,7 @@ from outcrop.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+LET_GO_S = 0.1
 FAILURE_CHARS = 2048  # botocore bedrock/2023-04-20: ErrorMessage
 
 
@@ -150,6 +151,9 @@ class Importer:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            # The object store's threads let go of what was cancelled; while the interpreter goes they could not.
+            await asyncio.sleep(LET_GO_S)
         self._transfer.close()
 
     def _quota(self) -> QuotaExceeded:
