@@ -130,7 +130,7 @@ class Settings(BaseSettings):
         "no store claims is a folder of the home. See the how-to on importing.",
     )
     transfer_buffer_bytes: int = Field(
-        default=64 << 20,
+        default=48 << 20,
         ge=16 << 20,
         le=4 << 30,
         description="Memory in bytes for parts on their way, shared by all jobs; also bounds the requests in flight "

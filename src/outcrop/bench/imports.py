@@ -177,9 +177,7 @@ def preflight(work: Path) -> dict[str, Any]:
 
 
 def transfer(work: Path, size_gb: float, rounds: int) -> dict[str, Any]:
-    folder = work / "store" / BUCKET / "small"
-    size = make_checkpoint(folder, _layers(size_gb), 4, sparse=False)
-    os.sync()
+    size = _small(work, size_gb)
     uri = f"s3://{BUCKET}/small/"
     found: dict[str, list[Ran]] = {"raw": [], "raw_memory": [], "outcrop": []}
     with object_store(work / "store") as url:
@@ -205,8 +203,9 @@ def transfer(work: Path, size_gb: float, rounds: int) -> dict[str, Any]:
     }
 
 
-def jobs(work: Path) -> dict[str, Any]:
+def jobs(work: Path, size_gb: float) -> dict[str, Any]:
     """The job of the checkpoint in an embedded bucket, the copy of its bytes, and the same job out of a store."""
+    _small(work, size_gb)
     home, source = work / "home", work / "store" / BUCKET / "small"
     bucket = home / "buckets" / "models" / "small"
     bucket.mkdir(parents=True)
@@ -231,6 +230,15 @@ def jobs(work: Path) -> dict[str, Any]:
         "convert_share_of_copy": round(max(converted.values()) * copied_s / size, 2),
         "server_peak_mb": {"idle": round(idle / 1e6), "after an import from the store": round(after_remote / 1e6)},
     }
+
+
+def _small(work: Path, size_gb: float) -> int:
+    """The checkpoint with weights, made once; its bytes."""
+    folder = work / "store" / BUCKET / "small"
+    if not folder.exists():
+        make_checkpoint(folder, _layers(size_gb), 4, sparse=False)
+        os.sync()
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def _layers(size_gb: float) -> dict[str, int]:
@@ -381,7 +389,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder on the disk to measure (default: the temporary folder)")
     parser.add_argument("--size-gb", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["preflight", "transfer"], help="leave the rest out")
+    parser.add_argument("--only", choices=["preflight", "transfer", "jobs"], help="leave the rest out")
     parser.add_argument("--child", choices=["preflight", "raw", "raw_memory", "outcrop"], help=argparse.SUPPRESS)
     parser.add_argument("uri", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--target", type=Path, help=argparse.SUPPRESS)
@@ -395,12 +403,12 @@ def main() -> None:
     results: dict[str, Any] = {"cores": len(os.sched_getaffinity(0))}
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
         work = Path(folder)
-        if arguments.only != "transfer":
+        if arguments.only in (None, "preflight"):
             results["preflight"] = preflight(work)
-        if arguments.only != "preflight":
+        if arguments.only in (None, "transfer"):
             results["transfer"] = transfer(work, arguments.size_gb, arguments.rounds)
-        if arguments.only is None:
-            results["jobs"] = jobs(work)
+        if arguments.only in (None, "jobs"):
+            results["jobs"] = jobs(work, arguments.size_gb)
     typer.echo(json.dumps(results, indent=2))
 
 
