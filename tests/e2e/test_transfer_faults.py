@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from tests.support.checkpoints import make_checkpoint
 from tests.support.fault_proxy import FaultProxy
 from tests.support.s3 import MotoServer, S3Server
@@ -197,6 +198,29 @@ def test_a_cancelled_job_stops_asking_and_leaves_nothing(
     again = server.ended_job(server.create_job(uri, "cancelled-again"))
     assert again["status"] == "Completed", "the name and the quota are free again"
     assert len(faults.asked(SHARD)) > count
+
+
+def test_one_import_more_than_the_limit_is_refused_by_the_quota_and_its_own_token_is_not(
+    tmp_path: Path, s3: S3Server, faults: FaultProxy, checkpoint: Path
+) -> None:
+    uri = s3.upload(checkpoint, "faulty-models", "quota")
+    server = started(tmp_path / "home", s3, faults, imports_in_parallel=1, source_stall_s=60)
+    try:
+        faults.fail("stall", SHARD, times=10_000, skip=HEADER_READS)
+        arn = server.create_job(uri, "first", clientRequestToken="once")
+        wait_for(lambda: any(entry.fault == "stall" for entry in faults.seen))
+
+        with pytest.raises(ClientError) as refused:
+            server.create_job(uri, "second")
+        assert refused.value.response["Error"]["Code"] == "ServiceQuotaExceededException"
+        assert "Concurrent model import jobs" in str(refused.value)
+        assert server.create_job(uri, "first", clientRequestToken="once") == arn
+
+        faults.heal()
+        server.admin("/outcrop/v1/import-jobs/job-first/cancel", method="POST")
+        assert server.ended_job(server.create_job(uri, "second"))["status"] == "Completed"
+    finally:
+        server.stop()
 
 
 def test_progress_tells_bytes_rate_and_time_left(

@@ -92,6 +92,25 @@ async def test_the_budget_bounds_what_all_files_have_in_flight(tmp_path: Path) -
         assert (tmp_path / name).read_bytes() == source.bodies[name]
 
 
+async def test_a_file_that_comes_later_gets_its_share_at_once(tmp_path: Path) -> None:
+    source = MemorySource(large=content(24 * PART_BYTES), small=content(3 * PART_BYTES, 1))
+    transfer = Transfer(2 * PART_BYTES)
+    ended: list[str] = []
+
+    async def bring(name: str) -> None:
+        await transfer.bring(source, source.file(name), tmp_path / name, None, lambda _: None)
+        ended.append(name)
+
+    first = asyncio.create_task(bring("large"))
+    while len(source.asked) < 4:
+        await asyncio.sleep(0.001)
+    await asyncio.gather(first, bring("small"))
+
+    assert ended == ["small", "large"]
+    last = max(index for index, (name, *_) in enumerate(source.asked) if name == "small")
+    assert sum(name == "large" for name, *_ in source.asked[:last]) <= 4 + 3 * 2, "the shares are equal"
+
+
 async def test_a_failed_file_gives_its_share_of_the_budget_back(tmp_path: Path) -> None:
     class Broken(MemorySource):
         async def read(self, file: SourceFile, start: int, end: int) -> memoryview:
