@@ -56,6 +56,9 @@ $(FOREIGN)/swift/.installed: tests/swift/requirements.txt
 	$(@D)/bin/python $(PIP) -r $<
 	@touch $@
 
+fuzz: $(STAMP) ## Send 10,000 broken requests to the front door (OUTCROP_TEST_SEED repeats a run)
+	OUTCROP_TEST_FUZZ=10000 $(BIN)/python -m pytest -q --timeout 1800 tests/api/test_fuzz.py
+
 test-parity: $(STAMP) ## Run the tests that compare with transformers (installs torch)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
 	$(BIN)/python -m pytest -q tests/parity
@@ -82,5 +85,5 @@ bench-import: $(STAMP) ## Measure imports beside the raw cost of the same bytes
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) $(FOREIGN) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
-.PHONY: help setup demo serve test test-wire test-clients test-parity check docs bench bench-gateway clean
+.PHONY: help setup demo serve test test-wire fuzz test-clients test-parity check docs bench bench-gateway clean
 .PHONY: test-s3 bench-import

@@ -157,6 +157,21 @@ def test_a_content_length_that_lies_never_becomes_a_defect(door: FrontDoor, leng
     assert not answer or answer.startswith(b"HTTP/1.1 4")
 
 
+def test_a_body_that_stalls_is_given_up(door: FrontDoor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("outcrop.api.http._STALL_S", 0.2)
+    status, answer = raw(door, head(ECHO, "content-length: 2") + b"{")
+
+    assert (status, "stalled" in json.loads(answer)["message"]) == (400, True)
+
+
+def test_the_answer_to_head_has_no_body(door: FrontDoor) -> None:
+    client = http2(door)
+    stream = client.send("HEAD", "/healthz", [])
+    answer = client.read([stream])[stream]
+
+    assert (answer.status, answer.headers["content-length"], answer.body, answer.is_whole) == (200, "2", b"", True)
+
+
 def test_a_flood_of_headers_is_refused(door: FrontDoor) -> None:
     status, _ = raw(door, head(ECHO, *(f"x-{n}: y" for n in range(500)), "content-length: 0"))
     assert status in (400, 431)

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from outcrop.errors import BodyTooLarge
+from outcrop.errors import BodyTooLarge, MalformedBody
 
 Headers = Sequence[tuple[str, str]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -22,6 +22,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 WATCH_AFTER_S = 0.02
 _DISCARD_BYTES = 100_000_000  # read and drop this much of a refused body, so that the client hears the answer
+_STALL_S = 60  # longest wait for the next part of a body
 
 
 class Request:
@@ -50,38 +51,46 @@ class Request:
         return self._headers
 
     async def body(self, limit: int) -> bytes:
-        """The whole body. Raises BodyTooLarge over *limit* bytes, ClientGone when the client leaves first."""
+        """The whole body.
+
+        Raises BodyTooLarge over *limit* bytes, MalformedBody when it stalls, ClientGone when the client leaves first.
+        """
         declared = self.header_map().get("content-length", "0")
         too_large = declared.isascii() and declared.isdigit() and int(declared[:20]) > limit
         parts: list[bytes] = []
         size = 0
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            part = message.get("body", b"")
+        async for part in self._parts():
             size += len(part)
             too_large = too_large or size > limit
             if too_large:
                 parts.clear()
             else:
                 parts.append(part)
-            if not message.get("more_body", False) or (too_large and size > _DISCARD_BYTES):
-                break
         if too_large:
             raise BodyTooLarge(f"The request body is larger than the limit of {limit} bytes. Send a smaller body.")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def discard(self) -> None:
         """Read and drop the body of a request that is refused before it, so that the client hears the answer."""
+        async for _ in self._parts():
+            pass
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        """The body as it comes, up to what is worth dropping of one that is refused."""
         size = 0
-        while size <= _DISCARD_BYTES:
-            message = await self._receive()
+        more = True
+        while more and size <= _DISCARD_BYTES:
+            try:
+                async with asyncio.timeout(_STALL_S):
+                    message = await self._receive()
+            except TimeoutError:
+                raise MalformedBody(f"The request body stalled for {_STALL_S} s. Send it without pauses.") from None
             if message["type"] == "http.disconnect":
                 raise ClientGone
-            size += len(message.get("body", b""))
-            if not message.get("more_body", False):
-                return
+            part = message.get("body", b"")
+            size += len(part)
+            yield part
+            more = message.get("more_body", False)
 
     async def disconnected(self) -> None:
         """Return when the client has left; call it only after the body was read."""
@@ -122,6 +131,15 @@ async def respond(response: Response | Stream, request_id: str, send: Send) -> N
         async for part in parts:
             await send({"type": "http.response.body", "body": part, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def without_body(send: Send) -> Send:
+    """*send* for the answer to HEAD, which has the headers of the answer to GET and no body."""
+
+    async def send_headers(message: dict[str, Any]) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return send_headers
 
 
 async def while_connected(request: Request, work: Awaitable[None]) -> None:
