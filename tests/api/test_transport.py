@@ -12,9 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.config import Config
+from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
-from tests.support.front_door import BEARER, CHUNK, FrontDoor
+from tests.support.front_door import BEARER, CHUNK, KEY, SECRET, FrontDoor
 from tests.support.http2 import Http2
 from tests.support.server import wait_for
 
@@ -113,6 +118,30 @@ def test_an_arn_arrives_whole_however_it_is_encoded(door: FrontDoor, model: str)
     assert raw(door, head(path, "content-length: 2") + b"{}") == (200, b"{}")
     assert client.read([stream])[stream].body == b"{}"
     client.close()
+
+
+@pytest.mark.parametrize("encoded", ["%3A", ":"])
+def test_a_signature_over_a_half_encoded_path_and_no_content_type_verifies(door: FrontDoor, encoded: str) -> None:
+    model = "arn:aws:bedrock:us-east-1:000000000000:imported-model%2Fabcdef123456".replace(":", encoded)
+    request = AWSRequest("POST", f"{door.url}/model/{model}/invoke", data=b"{}")
+    SigV4Auth(Credentials(KEY, SECRET), "bedrock", "us-east-1").add_auth(request)
+    lines = [f"{name}: {value}" for name, value in request.headers.items()]
+    host, port = door.address
+    wire = [f"POST /model/{model}/invoke HTTP/1.1", f"host: {host}:{port}", *lines, "content-length: 2", "", "{}"]
+
+    assert raw(door, "\r\n".join(wire).encode()) == (200, b"{}")
+
+
+def test_boto3_finds_the_server_by_the_environment(door: FrontDoor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", door.url)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK", door.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+    assert boto3.client("bedrock-runtime").invoke_model(modelId="echo", body=b"{}")["body"].read() == b"{}"
+    with pytest.raises(ClientError, match="ListGuardrails is not implemented"):
+        boto3.client("bedrock", config=Config(retries={"total_max_attempts": 1})).list_guardrails()
 
 
 @pytest.mark.parametrize(
@@ -244,6 +273,18 @@ def test_a_client_that_was_told_to_try_ten_times_does(door: FrontDoor, monkeypat
     assert metadata["RetryAttempts"] == 9
     assert metadata["HTTPHeaders"]["x-amz-retry-after"] == "4000"
     assert metadata["HTTPHeaders"]["retry-after"] == "4"
+
+
+def test_boto3_waits_as_long_as_the_server_asks(door: FrontDoor, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    monkeypatch.setenv("AWS_NEW_RETRIES_2026", "true")
+    door.runtime.script["scripted"] = lambda: errors.ModelNotReady("wait", retry_after_s=4)
+    client = door.client()
+    with pytest.raises(client.exceptions.ModelNotReadyException):
+        client.invoke_model(modelId="scripted", body="{}")
+
+    assert [round(wait) for wait in waits] == [4, 4]
 
 
 def test_a_client_that_stops_reading_stops_the_stream_and_frees_it_when_it_leaves(door: FrontDoor) -> None:
