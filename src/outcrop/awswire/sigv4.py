@@ -7,7 +7,6 @@ percent-encoded once more, dot segments removed; HTTP/2 clients may sign ``:auth
 from __future__ import annotations
 
 import hmac
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +16,7 @@ from urllib.parse import quote, unquote_plus
 from outcrop.errors import IncompleteSignature
 
 ALGORITHM = "AWS4-HMAC-SHA256"
-_PART = re.compile(r"\s*(Credential|SignedHeaders|Signature)\s*=\s*([^,\s]*)\s*")
+_REMEMBERED_CHARS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +29,13 @@ class Scope:
     service: str
 
     @classmethod
+    @lru_cache(maxsize=256)  # one key signs for a day
     def parse(cls, credential: str) -> Scope:
         parts = credential.rsplit("/", 4)
-        if len(parts) != 5 or parts[4] != "aws4_request" or not all(parts):
+        is_whole = len(parts) == 5 and parts[4] == "aws4_request" and all(parts)
+        if not is_whole or len(credential) > _REMEMBERED_CHARS:
             raise IncompleteSignature(
-                f"Credential must be <access key>/<date>/<region>/<service>/aws4_request, got '{credential}'."
+                f"Credential must be <access key>/<date>/<region>/<service>/aws4_request, got '{credential[:200]}'."
             )
         return cls(*parts[:4])
 
@@ -52,17 +53,20 @@ class Authorization:
     @classmethod
     def parse(cls, header: str) -> Authorization:
         """The parts of an ``Authorization`` header. Raises IncompleteSignature naming what is missing."""
-        parts = (_PART.fullmatch(part) for part in header[len(ALGORITHM) :].split(","))
-        fields: dict[str, str] = {part[1]: part[2] for part in parts if part}
+        parts = (part.partition("=") for part in header[len(ALGORITHM) :].split(","))
+        fields = {name.strip(): value.strip() for name, _, value in parts}
         for name in ("Credential", "SignedHeaders", "Signature"):
             if not fields.get(name):
                 raise IncompleteSignature(f"Authorization header requires '{name}' parameter.")
         return cls(Scope.parse(fields["Credential"]), tuple(fields["SignedHeaders"].split(";")), fields["Signature"])
 
 
-@lru_cache(maxsize=512)  # a model's few paths, again and again
 def canonical_path(raw_path: bytes) -> str:
-    """*raw_path* without dot segments, percent-encoded once more."""
+    """*raw_path* without dot segments, percent-encoded once more. Short ones are remembered: models are few."""
+    return _remembered_path(raw_path) if len(raw_path) <= _REMEMBERED_CHARS else _canonical_path(raw_path)
+
+
+def _canonical_path(raw_path: bytes) -> str:
     segments: list[bytes] = []
     for segment in raw_path.split(b"/"):
         if segment == b".." and len(segments) > 1:
@@ -73,6 +77,9 @@ def canonical_path(raw_path: bytes) -> str:
     if raw_path.endswith((b"/", b"/.", b"/..")) and not path.endswith(b"/"):
         path += b"/"
     return quote(path, safe="/-_.~")
+
+
+_remembered_path = lru_cache(maxsize=1024)(_canonical_path)
 
 
 def canonical_query(query: str) -> str:
