@@ -105,11 +105,11 @@ class NotFound(Refused):
 
 
 class JobNotFound(NotFound):
-    pass
+    """No import job of this account has this ARN or name."""
 
 
 class ModelNotFound(NotFound):
-    pass
+    """No imported model of this account has this ARN or name."""
 
 
 class ResourceNotFound(NotFound):

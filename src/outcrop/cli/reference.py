@@ -1,7 +1,11 @@
-"""The generated pages of ``docs/reference``: commands, settings, compatibility. ``--check`` fails when one is stale."""
+"""The generated pages of ``docs/reference``: commands, settings, compatibility, errors.
+
+``--check`` fails when one is stale.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +16,10 @@ from pydantic_core import PydanticUndefined
 
 from outcrop.api import bedrock, bedrock_resources, bedrock_runtime
 from outcrop.api.refusals import REFUSED_FOR_IMPORTED_MODELS
+from outcrop.api.wire_errors import AWS, OPENAI
 from outcrop.awswire.service import Service
 from outcrop.cli.main import app
+from outcrop.errors import Faulty, Passing, Refused, ServiceError
 from outcrop.settings import Settings
 
 DOCS = Path(__file__).parents[3] / "docs" / "reference"
@@ -70,6 +76,32 @@ def compatibility_page() -> str:
     return "\n".join(parts) + "\n"
 
 
+def errors_page() -> str:
+    parts = [
+        "# Errors",
+        "",
+        "What goes wrong, and what each kind of client is told. Errors that pass if retried come with the headers",
+        "`x-amz-retry-after` (milliseconds) and `retry-after` (seconds). Inside a stream that is open, AWS clients get",
+        "the exception as an event, OpenAI clients as a last `data:` line.",
+        "",
+        "| what | AWS code | status | OpenAI code | status | retry helps |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for cls in _leaves(ServiceError):
+        (aws, aws_status), (openai, openai_status) = (
+            next(table[base] for base in cls.__mro__ if base in table) for table in (AWS, OPENAI)
+        )
+        meaning = " ".join((cls.__doc__ or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__)).split())
+        helps = "yes" if issubclass(cls, Passing) else ""
+        parts.append(f"| {meaning} | {aws} | {aws_status} | {openai} | {openai_status} | {helps} |")
+    return "\n".join(parts) + "\n"
+
+
+def _leaves(cls: type[ServiceError]) -> list[type[ServiceError]]:
+    children = [found for child in cls.__subclasses__() for found in _leaves(child)]
+    return children if cls in (ServiceError, Refused, Passing, Faulty) else [cls, *children]
+
+
 def _operation_row(operation: str, done: Mapping[str, str]) -> str:
     if operation in done:
         return f"| {operation} | yes | {NOTES.get(operation, '')} |"
@@ -90,7 +122,12 @@ def _describe(command: Any, path: str, parts: list[str]) -> None:
 
 
 def main() -> int:
-    pages = {"settings.md": settings_page(), "cli.md": cli_page(), "compatibility.md": compatibility_page()}
+    pages = {
+        "settings.md": settings_page(),
+        "cli.md": cli_page(),
+        "compatibility.md": compatibility_page(),
+        "errors.md": errors_page(),
+    }
     stale = [name for name, text in pages.items() if not (DOCS / name).exists() or (DOCS / name).read_text() != text]
     if "--check" in sys.argv:
         for name in stale:

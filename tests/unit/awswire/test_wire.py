@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from datetime import UTC, datetime
 from typing import Any
@@ -10,8 +12,10 @@ import pytest
 from botocore.eventstream import EventStreamBuffer
 from botocore.parsers import create_parser
 from botocore.serialize import create_serializer
+from hypothesis import given
+from hypothesis import strategies as st
 
-from outcrop.awswire.eventstream import encode_chunk, encode_exception
+from outcrop.awswire.eventstream import encode_chunk, encode_event, encode_exception
 from outcrop.awswire.parse import request
 from outcrop.awswire.serialize import serialize_response
 from outcrop.awswire.service import Router, Service
@@ -158,3 +162,26 @@ def test_frames_are_read_by_botocore_however_they_are_cut() -> None:
     assert events[0].headers[":event-type"] == "chunk"
     assert events[0].payload == b'{"bytes":"eyJhIjoxfQ=="}'
     assert events[1].headers[":exception-type"] == "modelStreamErrorException"
+
+
+@given(
+    st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=60),
+    st.binary(max_size=3000),
+    st.data(),
+)
+def test_any_frame_is_read_by_botocore_as_it_was_meant(event: str, content: bytes, data: st.DataObject) -> None:
+    payload = b'{"bytes":"' + base64.b64encode(content) + b'"}'
+    frames = (
+        encode_event(event, payload) + encode_chunk(content) + encode_exception(event, "é", {"originalStatusCode": 500})
+    )
+    cut = data.draw(st.integers(0, len(frames)))
+    buffer = EventStreamBuffer()
+    read = []
+    for part in (frames[:cut], frames[cut:]):
+        buffer.add_data(part)
+        read += list(buffer)
+
+    assert [message.payload for message in read[:2]] == [payload, payload]
+    assert [message.headers[":message-type"] for message in read] == ["event", "event", "exception"]
+    assert [read[0].headers[":event-type"], read[2].headers[":exception-type"]] == [event, event]
+    assert json.loads(read[2].payload) == {"message": "é", "originalStatusCode": 500}
