@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -37,7 +37,7 @@ SHORT_TERM_MAX_S = 12 * 3600
 class _Signed:
     key: AccessKey
     given: Authorization
-    headers: dict[str, str]
+    headers: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +66,18 @@ class Authenticator:
         self._services = frozenset(services)
         self._max_skew = timedelta(seconds=max_skew_s)
 
-    def claim(self, headers: Sequence[tuple[bytes, bytes]]) -> Claim:
+    def claim(self, headers: Mapping[str, str]) -> Claim:
         """Who the headers alone say is asking: enough to turn strangers away before a byte of the body is read.
 
-        Raises a NotAuthenticated error. A claim made by a signature is worth nothing until ``verify`` has passed it.
+        *headers* are by lower-case name, repeated ones joined by commas. Raises a NotAuthenticated error. A claim made
+        by a signature is worth nothing until ``verify`` has passed it.
         """
-        merged = _merge(headers)
-        authorization = merged.get("authorization", "")
+        authorization = headers.get("authorization", "").strip()
         scheme, _, rest = authorization.partition(" ")
         if scheme.lower() == "bearer":
             return Claim(self._bearer(rest.strip()))
         if scheme == ALGORITHM:
-            return self._signed_claim(merged, Authorization.parse(authorization))
+            return self._signed_claim(headers, Authorization.parse(authorization))
         if authorization:
             raise IncompleteSignature(f"Authorization header must begin with '{ALGORITHM}' or 'Bearer'.")
         raise MissingCredentials("Missing Authentication Token")
@@ -105,9 +105,9 @@ class Authenticator:
         self, method: str, raw_path: bytes, query: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes
     ) -> Principal:
         """Who made this request. Raises a NotAuthenticated error."""
-        return self.verify(self.claim(headers), method, raw_path, query, body)
+        return self.verify(self.claim(merge(headers)), method, raw_path, query, body)
 
-    def _signed_claim(self, headers: dict[str, str], given: Authorization) -> Claim:
+    def _signed_claim(self, headers: Mapping[str, str], given: Authorization) -> Claim:
         timestamp = headers.get("x-amz-date")
         if timestamp is None:
             raise IncompleteSignature("Authorization header requires existence of an 'X-Amz-Date' header.")
@@ -211,7 +211,8 @@ def _day_key(secret: str, scope: Scope) -> bytes:
     return sigv4.signing_key(secret, scope)
 
 
-def _merge(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+def merge(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Headers by lower-case name; repeated ones joined by a comma."""
     merged: dict[str, str] = {}
     for raw_name, raw_value in headers:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1").strip()

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from outcrop.access.authenticate import merge
 from outcrop.errors import BodyTooLarge, MalformedBody
 
 Headers = Sequence[tuple[str, str]]
@@ -43,11 +44,7 @@ class Request:
     def header_map(self) -> dict[str, str]:
         """Headers by lower-case name; repeated ones joined by a comma."""
         if self._headers is None:
-            merged: dict[str, str] = {}
-            for raw_name, raw_value in self.headers:
-                name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-                merged[name] = f"{merged[name]},{value}" if name in merged else value
-            self._headers = merged
+            self._headers = merge(self.headers)
         return self._headers
 
     async def body(self, limit: int) -> bytes:

@@ -88,7 +88,7 @@ class Gateway:
         to_wire = openai_error if is_openai else aws_error
         try:
             try:
-                claim = self._authenticator.claim(request.headers)
+                claim = self._authenticator.claim(request.header_map())
             except ServiceError:
                 await request.discard()  # a stranger's body costs no memory
                 raise
