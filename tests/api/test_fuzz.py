@@ -82,6 +82,21 @@ def http2_statuses(server: Server, batch: list[Sent]) -> list[tuple[int, bytes]]
     return found
 
 
+def send_junk_frames(server: Server, rng: random.Random) -> None:
+    """A connection that begins as HTTP/2 and goes on with frames that mean nothing."""
+    with socket.create_connection(address(server), timeout=1) as sock:
+        frames = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+        for _ in range(rng.randrange(20)):
+            payload = rng.randbytes(rng.randrange(60))
+            kind, flags, stream = rng.randrange(12), rng.randrange(256), rng.randrange(8)
+            frames += len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+        with suppress(OSError):
+            sock.sendall(frames)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(65536):
+                pass
+
+
 def is_sound(status: int, answer: bytes) -> bool:
     """No defect: of all statuses over 499, only the one that says which operation is not served."""
     return status < 500 or (status == 501 and b"UnknownOperationException" in answer)
@@ -118,6 +133,7 @@ def test_no_mutated_request_is_a_defect_and_none_leaves_anything_behind(fuzzed: 
             found = [http1_status(server, _garbled(sent.http1(), rng)) for sent in batch]
         else:
             found = http2_statuses(server, batch)
+        send_junk_frames(server, rng)
         for sent, (status, answer) in zip(batch, found, strict=True):
             assert is_sound(status, answer), f"seed {SEED}, request {number}: {sent} got {answer[:2000]!r}"
             statuses[status] += 1
