@@ -2,7 +2,8 @@
 
 msgspec refuses NaN, Infinity, numbers beyond a double, control characters, bad UTF-8 and lone surrogates by itself.
 What it lets through, and what would fail further in or mean two things to two readers, is refused here: nesting that
-exhausts the stack, integers beyond 64 bits, and a name that occurs twice in one object.
+exhausts the stack, so many values that reading them would hold up everyone else, integers beyond 64 bits, and a name
+that occurs twice in one object.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 from outcrop.errors import MalformedBody
 
 MAX_DEPTH = 128
+MAX_VALUES = 250_000  # a prompt of the longest context, given as tokens, and room to spare
 _INT64_MIN, _UINT64_MAX = -(2**63), 2**64 - 1  # what msgspec can write again
 _NAMES = re.compile(rb'"[ \t\r\n]*:')
 _decode = msgspec.json.Decoder().decode
@@ -23,6 +25,10 @@ _decode = msgspec.json.Decoder().decode
 
 def decode_object(raw: bytes, what: str = "The request body is not valid JSON") -> dict[str, Any]:
     """The JSON object in *raw*; *what* begins the message of the MalformedBody that anything else raises."""
+    # A body this short holds no more values, and one fast pass below settles most of them.
+    structure = None if len(raw) <= 2 * MAX_VALUES else _outside_of_strings(raw)
+    if structure is not None and sum(map(structure.count, b",[{")) > MAX_VALUES:
+        raise MalformedBody(f"{what}: it holds more than {MAX_VALUES} values.")
     try:
         document = _decode(raw)
     except RecursionError:
@@ -32,10 +38,18 @@ def decode_object(raw: bytes, what: str = "The request body is not valid JSON") 
     if not isinstance(document, dict):
         raise MalformedBody(f"{what}: it must be a JSON object.")
     names = _count_names(document, what)
-    # Text that looks like a name counts too, so a difference only says that a closer look is needed.
-    if names != len(_NAMES.findall(raw)):
+    if structure is None and names != len(_NAMES.findall(raw)):  # text that merely looks like names counts there too
+        structure = _outside_of_strings(raw)
+    if structure is not None and names != structure.count(b":"):
         json.loads(raw, object_pairs_hook=lambda pairs: _once(pairs, what))
     return document
+
+
+def _outside_of_strings(raw: bytes) -> bytes:
+    """*raw* less its strings, exact as far as it is valid JSON."""
+    if b"\\" in raw:
+        raw = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+    return b"".join(raw.split(b'"')[::2])
 
 
 def _count_names(document: dict[str, Any], what: str) -> int:

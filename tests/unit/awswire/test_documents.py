@@ -36,6 +36,8 @@ from outcrop.errors import MalformedBody
         (b'\xef\xbb\xbf{"a":1}', "not valid JSON"),
         (b'{"a":"\x00"}', "invalid character"),
         (b'{"a":1} {"b":2}', "trailing characters"),
+        (b'{"a":[' + b"[]," * 8_000_000 + b"1]}", "holds more than 250000 values"),
+        (b"{" + b",".join(b'"%d":1' % n for n in range(300_000)) + b"}", "holds more than 250000 values"),
         (b'{"a":1,"a":2}', "the name 'a' occurs twice"),
         (b'{"a" :1,"b":":","a"\t:2}', "the name 'a' occurs twice"),
         (b'{"x":[{"b" : {}, "\\u0062":[]}]}', "the name 'b' occurs twice"),
