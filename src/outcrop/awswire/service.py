@@ -60,7 +60,7 @@ class Router:
                 segment = re.compile(_template(path, "[^/]+"))
                 key = (operation.method, path.count("/"))
                 exact.setdefault(key, []).append((len(names), segment, operation))
-                if names:
+                if len(names) == 1:  # with two, a long path of slashes would be tried at every pair of places
                     loose.setdefault(operation.method, []).append((re.compile(_template(path, ".+?")), operation))
         self._exact = {
             key: [(pattern, operation) for _, pattern, operation in sorted(rows, key=lambda row: row[0])]

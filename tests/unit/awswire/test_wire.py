@@ -96,6 +96,11 @@ def test_an_arn_routes_however_much_of_it_is_encoded(path: str) -> None:
     assert (match[0].name, match[1]) == ("InvokeModel", {"modelId": ARN})
 
 
+def test_a_long_path_of_slashes_is_decided_at_once() -> None:
+    assert ROUTER.match("POST", "/guardrail/arn:" + "/version" * 8_000 + "/apply/no") is None
+    assert ROUTER.match("POST", "/model/arn:" + "/invoke" * 9_000 + "/no") is None
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_operation_of_the_model_routes_to_itself(service: str) -> None:
     for operation in SERVICES[service].operations.values():
