@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from outcrop import errors
+from outcrop.api.bedrock_runtime import IN_CONVERSE_STREAM, IN_INVOKE_STREAM
 from outcrop.api.wire_errors import AWS, OPENAI, wire_error
 from outcrop.awswire.service import Service
 from outcrop.checkpoints.units import model_units
@@ -37,6 +38,22 @@ def test_codes_and_statuses_are_those_of_the_service_models(row: tuple[str, int]
     }
     if row[0] in shapes:
         assert shapes[row[0]].metadata["error"]["httpStatusCode"] == row[1]
+
+
+@pytest.mark.parametrize(
+    ("operation", "names"),
+    [("InvokeModelWithResponseStream", IN_INVOKE_STREAM), ("ConverseStream", IN_CONVERSE_STREAM)],
+)
+def test_errors_inside_a_stream_are_events_of_that_stream(operation: str, names: dict[str, str]) -> None:
+    output = Service("bedrock-runtime").operations[operation].model.output_shape
+    events = set(output.members[output.event_stream_name].members)
+
+    assert set(names.values()) <= events
+    assert "internalServerException" in events
+    # A code that the stream has an event for becomes that event.
+    for code, _ in AWS.values():
+        own = code[0].lower() + code[1:]
+        assert own not in events or names.get(code, "internalServerException") == own
 
 
 def test_migrations_make_the_schema(tmp_path: Path) -> None:

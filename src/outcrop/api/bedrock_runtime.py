@@ -34,13 +34,14 @@ OPERATIONS = {
 }
 
 # What an error becomes once a stream is open; anything else is an internalServerException.
-_IN_STREAM = {
+IN_CONVERSE_STREAM = {
     "ValidationException": "validationException",
     "ThrottlingException": "throttlingException",
     "ServiceUnavailableException": "serviceUnavailableException",
     "ModelErrorException": "modelStreamErrorException",
     "ModelTimeoutException": "modelStreamErrorException",
 }
+IN_INVOKE_STREAM = {**IN_CONVERSE_STREAM, "ModelTimeoutException": "modelTimeoutException"}
 
 
 class BedrockRuntime:
@@ -83,7 +84,7 @@ class BedrockRuntime:
                         if (payload := encoder.chunk(chunk)) is not None:
                             yield encode_chunk(msgspec.json.encode(payload))
                 except ServiceError as exc:
-                    yield _stream_error(exc)
+                    yield _stream_error(exc, IN_INVOKE_STREAM)
                     return
             timings = measured.timings()
             last = encoder.last(usage_or_zero(usage), timings) or {}
@@ -116,7 +117,7 @@ async def _converse_parts(chunks: AsyncIterator[Chunk], measured: Measured) -> A
                 if events := encoder.chunk(chunk):
                     yield _events(events)
         except ServiceError as exc:
-            yield _stream_error(exc)
+            yield _stream_error(exc, IN_CONVERSE_STREAM)
             return
     yield _events(encoder.end(usage_or_zero(usage), measured.timings()))
 
@@ -125,8 +126,8 @@ def _events(events: list[tuple[str, dict[str, Any]]]) -> bytes:
     return b"".join(encode_event(kind, msgspec.json.encode(payload)) for kind, payload in events)
 
 
-def _stream_error(exc: ServiceError) -> bytes:
-    kind = _IN_STREAM.get(wire_error(exc, AWS)[0], "internalServerException")
+def _stream_error(exc: ServiceError, names: Mapping[str, str]) -> bytes:
+    kind = names.get(wire_error(exc, AWS)[0], "internalServerException")
     message = exc.message if not isinstance(exc, ServiceFault) else "The server failed while streaming."
     extra = {"originalStatusCode": exc.engine_status} if isinstance(exc, EngineFault) and exc.engine_status else None
     return encode_exception(kind, message, extra)
