@@ -7,6 +7,7 @@ model's name, and counts what it gave.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
@@ -90,17 +91,18 @@ class FrontDoor:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         store = MemoryCredentials([AccessKey(KEY, SECRET, _ME)], [BearerKey(sha256(BEARER.encode()).hexdigest(), _ME)])
-        gateway = Gateway(
-            authenticator=Authenticator(store, region="us-east-1", now=lambda: datetime.now(UTC)),
-            router=Router([Service("bedrock"), Service("bedrock-runtime")]),
-            bedrock=SimpleNamespace(handlers={}),  # type: ignore[arg-type]
-            runtime=self.runtime,  # type: ignore[arg-type]
-            openai=SimpleNamespace(),  # type: ignore[arg-type]
-            admin=SimpleNamespace(),  # type: ignore[arg-type]
-            metrics=Metrics(),
-            max_body_bytes=self.settings.max_body_bytes,
-            is_ready=lambda: True,
-        )
+        made = {
+            "authenticator": Authenticator(store, region="us-east-1", now=lambda: datetime.now(UTC)),
+            "router": Router([Service("bedrock"), Service("bedrock-runtime")]),
+            "bedrock": SimpleNamespace(handlers={}),
+            "runtime": self.runtime,
+            "metrics": Metrics(),
+            "max_body_bytes": self.settings.max_body_bytes,
+            "is_ready": lambda: True,
+        }
+        # Doors that nobody knocks at here are empty frames.
+        others = {name: SimpleNamespace() for name in inspect.signature(Gateway).parameters if name not in made}
+        gateway = Gateway(**made, **others)  # type: ignore[arg-type]
         async with listening(gateway, self.settings) as self.url:
             self._up.set()
             await self._stop.wait()

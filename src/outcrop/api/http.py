@@ -89,6 +89,16 @@ class Request:
             yield part
             more = message.get("more_body", False)
 
+    def sender(self, send: Send) -> Send:
+        """*send*; for HEAD, one that leaves the body of the answer out."""
+        if self.method != "HEAD":
+            return send
+
+        async def send_headers(message: dict[str, Any]) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        return send_headers
+
     async def disconnected(self) -> None:
         """Return when the client has left; call it only after the body was read."""
         while (await self._receive())["type"] != "http.disconnect":
@@ -128,15 +138,6 @@ async def respond(response: Response | Stream, request_id: str, send: Send) -> N
         async for part in parts:
             await send({"type": "http.response.body", "body": part, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def without_body(send: Send) -> Send:
-    """*send* for the answer to HEAD, which has the headers of the answer to GET and no body."""
-
-    async def send_headers(message: dict[str, Any]) -> None:
-        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
-
-    return send_headers
 
 
 async def while_connected(request: Request, work: Awaitable[None]) -> None:

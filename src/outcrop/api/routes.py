@@ -17,17 +17,7 @@ from outcrop.api.admin import Admin
 from outcrop.api.bedrock import Bedrock
 from outcrop.api.bedrock_runtime import BedrockRuntime
 from outcrop.api.generation import Measured
-from outcrop.api.http import (
-    ClientGone,
-    Receive,
-    Request,
-    Response,
-    Send,
-    Stream,
-    respond,
-    while_connected,
-    without_body,
-)
+from outcrop.api.http import ClientGone, Receive, Request, Response, Send, Stream, respond, while_connected
 from outcrop.api.openai import OpenAI
 from outcrop.api.refusals import REFUSED_FOR_IMPORTED_MODELS, refusal
 from outcrop.api.wire_errors import aws_error, openai_error
@@ -74,7 +64,7 @@ class Gateway:
             return
         request = Request(scope, receive)
         try:
-            await self._serve(request, without_body(send) if request.method == "HEAD" else send)
+            await self._serve(request, request.sender(send))
         except ClientGone:
             return
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,7 +90,8 @@ def errors_page() -> str:
         (aws, aws_status), (openai, openai_status) = (
             next(table[base] for base in cls.__mro__ if base in table) for table in (AWS, OPENAI)
         )
-        meaning = " ".join((cls.__doc__ or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__)).split())
+        # What follows a semicolon is about the class, not about the fact.
+        meaning = " ".join((cls.__doc__ or cls.__name__).split()).partition(";")[0].removesuffix(".")
         helps = "yes" if issubclass(cls, Passing) else ""
         parts.append(f"| {meaning} | {aws} | {aws_status} | {openai} | {openai_status} | {helps} |")
     return "\n".join(parts) + "\n"
