@@ -124,17 +124,13 @@ def row(level: Level, found: dict[str, list[Result]]) -> dict[str, Any]:
     direct = found["direct"]
     through = {}
     for name, results in found.items():
+        pairs = [
+            (ours.latency_ms, plain.latency_ms)
+            for ours, plain in zip(results, direct, strict=True)
+            if ours.latency_ms and plain.latency_ms
+        ]
         added = {
-            share: round(
-                statistics.median(
-                    ours.latency_ms[share] - plain.latency_ms[share]
-                    for ours, plain in zip(results, direct, strict=True)
-                    if ours.latency_ms and plain.latency_ms
-                )
-                if any(result.latency_ms for result in results)
-                else float("nan"),
-                3,
-            )
+            share: _median([ours[share] - plain[share] for ours, plain in pairs]) if pairs else None
             for share in ("p50", "p95", "p99")
         }
         through[name] = {

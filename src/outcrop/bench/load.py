@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import re
 import sys
 import time
@@ -18,6 +19,9 @@ import msgspec
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _STAMP = re.compile(rb'(?:"content"|"text"|"generation"):"(\d{10,}) "')
 _AWS_PIECE = re.compile(rb'{"bytes":"([A-Za-z0-9+/=]+)"')
+
+
+MOST_S = 20.0  # beyond its duration
 
 
 class Plan(msgspec.Struct):
@@ -68,6 +72,7 @@ class _Connection(asyncio.Protocol):
         self._body_at = -1  # where the body begins; -1 until the head is there
         self._length: int | None = None
         self._warm_up = run.plan.warm_up
+        self._is_unmeasured = run.plan.warm_up > 0  # no request after the warm-up was sent yet
         self._is_over = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -115,7 +120,9 @@ class _Connection(asyncio.Protocol):
             self._warm_up -= 1
         elif is_good:
             self._run.answered(now, now - self._sent_at, self._first_at - self._sent_at)
-        if now < self._run.ends_at:
+        # Whoever is slow is measured once all the same.
+        if now < self._run.ends_at or self._is_unmeasured:
+            self._is_unmeasured = self._is_unmeasured and self._warm_up > 0
             self._send()
         else:
             self._is_over = True
@@ -179,7 +186,9 @@ class Run:
         await asyncio.gather(
             *(loop.create_connection(make, self.plan.host, self.plan.port) for _ in range(self.plan.concurrency))
         )
-        await self._over.wait()
+        # A contender may be so slow that the rest of its answers is not worth the wait.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._over.wait(), MOST_S + self.plan.duration_s)
         spent = max(self._last_done - self._first_done, 1e-9)
         return Result(
             requests=len(self.latencies),
