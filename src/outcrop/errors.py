@@ -53,7 +53,11 @@ class Refused(ServiceError):
 
 
 class InvalidRequest(Refused):
-    """A value breaks a rule of the API."""
+    """A value breaks a rule of the API; *param* is the field of the request that holds it, where there is one."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class MalformedBody(InvalidRequest):

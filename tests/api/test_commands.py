@@ -83,6 +83,23 @@ def test_invoke_reads_a_prompt_from_standard_input(server: Server, model: str) -
     assert done.stdout == outcrop(server, "invoke", "tiny", "for each record", "--max-tokens", "4").stdout
 
 
+def test_invoke_holds_the_answer_to_a_schema_and_a_model_to_a_dialect(
+    server: Server, tiny: Path, tmp_path: Path
+) -> None:
+    server.import_model(tiny, "by-dialect")
+    schema = tmp_path / "yes.json"
+    schema.write_text('{"type": "boolean"}')
+
+    held = outcrop(server, "invoke", "by-dialect", "x", "--schema", str(schema), "--system", "Be brief.", "--seed", "1")
+    changed = outcrop(server, "models", "set", "by-dialect", "--dialect", "mistral")
+    absent = outcrop(server, "models", "set", "absent", "--dialect", "llama")
+
+    assert held.stdout.strip() in ("true", "false")
+    assert changed.stderr.strip() == "by-dialect answers in mistral."
+    assert absent.returncode == 2
+    assert "Could not find imported model absent" in absent.stderr
+
+
 def test_invoking_a_model_that_is_not_there_says_so_without_a_traceback(server: Server) -> None:
     done = outcrop(server, "invoke", "absent", "x")
 

@@ -120,6 +120,16 @@ class Server:
         states = [path.stat() for path in (self.home / "store").rglob("*") if path.is_file()]
         return sum({state.st_ino: state.st_size for state in states}.values())
 
+    def patch(self, path: str, change: dict[str, Any]) -> dict[str, Any]:
+        """Change one of the server's own resources; raises urllib's HTTPError when it is refused."""
+        import urllib.request
+
+        headers = {"Authorization": f"Bearer {self.credentials.bearer_key}"}
+        request = urllib.request.Request(self.url + path, json.dumps(change).encode(), headers, method="PATCH")
+        with urllib.request.urlopen(request, timeout=10) as response:
+            found: dict[str, Any] = json.load(response)
+        return found
+
     def kill(self) -> None:
         """SIGKILL: no goodbye."""
         assert self.process is not None

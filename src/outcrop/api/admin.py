@@ -8,8 +8,12 @@ from typing import Any
 from msgspec import structs
 
 from outcrop.access.identities import Principal
+from outcrop.awswire.documents import decode_object
+from outcrop.errors import InvalidRequest
 from outcrop.ids import imported_model_arn
 from outcrop.importing.jobs import Importer
+from outcrop.inference import fields
+from outcrop.inference.route import DIALECTS
 from outcrop.registry.records import ImportJob
 from outcrop.registry.store import Registry
 from outcrop.serving.catalogue import Catalogue, Served
@@ -49,6 +53,7 @@ class Admin:
             "architecture": model.architecture,
             "source": model.s3_uri,
             "model_units": model.model_units,
+            "dialect": model.dialect,
             "facts": dict(model.facts),
             "timings": dict(job.timings) if job else {},
             "files": job.detail.get("files", []) if job else [],
@@ -62,6 +67,27 @@ class Admin:
         """Remove what no model and no running job uses; ``freed_bytes``."""
         return {"freed_bytes": await self._importer.collect()}
 
+    async def change_model(self, principal: Principal, identifier: str, raw: bytes) -> dict[str, Any]:
+        """Set what is given in the body: ``{"dialect": null | "llama" | "mistral" | "openai"}``; the model after it."""
+        body = decode_object(raw)
+        unknown = sorted(body.keys() - {"dialect"})
+        if unknown or "dialect" not in body:
+            raise InvalidRequest(f'the body must hold "dialect" and nothing else, got {unknown or "nothing"}')
+        dialect = fields.one_of(body, "dialect", tuple(DIALECTS))
+        record = await asyncio.to_thread(self._registry.set_dialect, principal.account, identifier, dialect)
+        self._catalogue.add(record)
+        return await self.model(principal, identifier)
+
+    def _served(self, entry: Served) -> dict[str, Any]:
+        return {
+            "model_name": entry.record.model_name,
+            "model_arn": imported_model_arn(self._region, entry.record.account, entry.record.model_id),
+            "context_tokens": entry.spec.context_tokens,
+            "slots": entry.spec.slots,
+            "threads": entry.spec.threads,
+            "dialect": entry.facts.dialect,
+        }
+
     def status(self, principal: Principal) -> dict[str, Any]:
         """Copies of the account's models: state, age, requests."""
         served: dict[str, Served] = {entry.record.model_id: entry for entry in self._catalogue.all(principal.account)}
@@ -73,16 +99,7 @@ class Admin:
             copies.append({**structs.asdict(copy), "model_name": entry.record.model_name, "model_arn": entry.facts.arn})
         return {
             "server": {"region": self._region, "account": principal.account},
-            "models": [
-                {
-                    "model_name": entry.record.model_name,
-                    "model_arn": imported_model_arn(self._region, entry.record.account, entry.record.model_id),
-                    "context_tokens": entry.spec.context_tokens,
-                    "slots": entry.spec.slots,
-                    "threads": entry.spec.threads,
-                }
-                for entry in served.values()
-            ],
+            "models": [self._served(entry) for entry in served.values()],
             "copies": copies,
         }
 

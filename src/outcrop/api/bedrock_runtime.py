@@ -14,12 +14,13 @@ from outcrop.api.http import Response, Stream
 from outcrop.api.wire_errors import AWS, wire_error
 from outcrop.awswire.documents import decode_object
 from outcrop.awswire.eventstream import encode_chunk, encode_event, encode_exception
-from outcrop.errors import EngineFault, ServiceError, ServiceFault
-from outcrop.inference import converse
+from outcrop.errors import EngineFault, InvalidRequest, ServiceError, ServiceFault
+from outcrop.inference import converse, guardrails
 from outcrop.inference.answer import AnswerContext, invocation_metrics
-from outcrop.inference.canonical import Chunk, ModelFacts, Usage
+from outcrop.inference.canonical import Chunk, GenerateRequest, ModelFacts, Usage
+from outcrop.inference.converse import ConverseContext
 from outcrop.inference.route import dialect_for
-from outcrop.serving.catalogue import Catalogue
+from outcrop.serving.catalogue import Catalogue, Served
 
 Handler = Callable[[Mapping[str, Any], Principal, Measured], Awaitable[Response | Stream | dict[str, Any]]]
 EVENT_STREAM = "application/vnd.amazon.eventstream"
@@ -31,6 +32,7 @@ OPERATIONS = {
     "InvokeModelWithResponseStream": "invoke_stream",
     "Converse": "converse",
     "ConverseStream": "converse_stream",
+    "CountTokens": "count_tokens",
 }
 
 # What an error becomes once a stream is open; anything else is an internalServerException.
@@ -55,7 +57,8 @@ class BedrockRuntime:
     async def invoke(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> Response:
         served = self._catalogue.find(principal.account, params["modelId"])
         body = _json_body(params.get("body", b""))
-        dialect = dialect_for(body)
+        guardrails.refuse_unknown(params.get("guardrailIdentifier"), params.get("guardrailVersion"), body)
+        dialect = dialect_for(body, served.facts.dialect)
         request = dialect.decode(body, served.facts)
         completion = await self._generation.complete(served, request, measured)
         answer = dialect.encode(completion, _context(served.facts, measured))
@@ -71,7 +74,8 @@ class BedrockRuntime:
     async def invoke_stream(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> Stream:
         served = self._catalogue.find(principal.account, params["modelId"])
         body = _json_body(params.get("body", b""))
-        dialect = dialect_for(body)
+        guardrails.refuse_unknown(params.get("guardrailIdentifier"), params.get("guardrailVersion"), body)
+        dialect = dialect_for(body, served.facts.dialect)
         chunks = await self._generation.stream(served, dialect.decode(body, served.facts), measured)
         encoder = dialect.stream(_context(served.facts, measured))
 
@@ -95,19 +99,42 @@ class BedrockRuntime:
         return Stream(200, headers, parts())
 
     async def converse(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> dict[str, Any]:
-        served = self._catalogue.find(principal.account, params["modelId"])
-        request = converse.decode(params, served.facts)
+        served, request, context = self._converse(params, principal, measured)
         completion = await self._generation.complete(served, request, measured)
-        return converse.encode(completion, measured.timings())
+        return converse.encode(completion, measured.timings(), context)
 
     async def converse_stream(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> Stream:
+        served, request, context = self._converse(params, principal, measured)
+        chunks = await self._generation.stream(served, request, measured)
+        return Stream(200, [("content-type", EVENT_STREAM)], _converse_parts(chunks, measured, context))
+
+    def _converse(
+        self, params: Mapping[str, Any], principal: Principal, measured: Measured
+    ) -> tuple[Served, GenerateRequest, ConverseContext]:
         served = self._catalogue.find(principal.account, params["modelId"])
-        chunks = await self._generation.stream(served, converse.decode(params, served.facts), measured)
-        return Stream(200, [("content-type", EVENT_STREAM)], _converse_parts(chunks, measured))
+        config = params.get("guardrailConfig") or {}
+        guardrails.refuse_unknown(config.get("guardrailIdentifier"), config.get("guardrailVersion"), {})
+        request = converse.decode(params, served.facts)
+        return served, request, converse.context(params, _context(served.facts, measured))
+
+    async def count_tokens(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> dict[str, Any]:
+        """Counts as the engine does: it renders the chat template and tokenizes, and generates nothing."""
+        served = self._catalogue.find(principal.account, params["modelId"])
+        wanted = params["input"]
+        if "invokeModel" in wanted:
+            body = _json_body(wanted["invokeModel"]["body"])
+            request = dialect_for(body, served.facts.dialect).decode(body, served.facts)
+        elif "converse" in wanted:
+            request = converse.decode(wanted["converse"], served.facts)
+        else:
+            raise InvalidRequest('input must hold "invokeModel" or "converse"', param="input")
+        return {"inputTokens": await self._generation.count_tokens(served, request, measured)}
 
 
-async def _converse_parts(chunks: AsyncIterator[Chunk], measured: Measured) -> AsyncIterator[bytes]:
-    encoder = converse.stream()
+async def _converse_parts(
+    chunks: AsyncIterator[Chunk], measured: Measured, context: ConverseContext
+) -> AsyncIterator[bytes]:
+    encoder = converse.stream(context)
     usage: Usage | None = None
     async with aclosing(chunks):  # type: ignore[type-var]
         yield _events(encoder.start())

@@ -74,6 +74,16 @@ class Generation:
         assert completion is not None
         return completion
 
+    async def count_tokens(self, served: Served, request: GenerateRequest, measured: Measured) -> int:
+        """Tokens that the engine would read for *request*."""
+        lease = await self._acquire(served, measured)
+        begun = time.perf_counter()
+        try:
+            return await lease.engine.count_tokens(lease.endpoint, request)
+        finally:
+            lease.release()
+            measured.engine_s += time.perf_counter() - begun
+
     async def stream(self, served: Served, request: GenerateRequest, measured: Measured) -> AsyncIterator[Chunk]:
         """The answer's chunks; returns only when the first is there, so that earlier failures are plain errors."""
         for attempt in range(1, ATTEMPTS + 1):

@@ -14,9 +14,10 @@ from outcrop.api.http import Response, Stream
 from outcrop.api.wire_errors import openai_error
 from outcrop.awswire.documents import decode_object
 from outcrop.errors import InvalidRequest, ServiceError
+from outcrop.inference import fields
 from outcrop.inference.answer import AnswerContext
 from outcrop.inference.openai_chat import OpenAIChat
-from outcrop.inference.openai_completion import OpenAICompletion
+from outcrop.inference.openai_completion import OpenAICompletion, include_usage
 from outcrop.serving.catalogue import Catalogue, Served
 
 
@@ -34,23 +35,28 @@ class OpenAI:
     def model(self, principal: Principal, name: str) -> Response:
         return _json(_model(self._catalogue.find(principal.account, name)))
 
+    def embeddings(self, raw: bytes, principal: Principal) -> Response:
+        """Raises InvalidRequest: every family that can be imported generates text, and none was trained to embed."""
+        served = self._find(decode_object(raw, "The body is not valid JSON"), principal)
+        raise InvalidRequest(
+            f"model {served.record.model_name} ({served.record.architecture}) generates text and gives no embeddings; "
+            "use /v1/chat/completions or /v1/completions",
+            param="model",
+        )
+
     async def generate(self, kind: str, raw: bytes, principal: Principal, measured: Measured) -> Response | Stream:
         """Answer ``/v1/chat/completions`` (*kind* ``chat``) or ``/v1/completions``."""
         body = decode_object(raw, "The body is not valid JSON")
-        name = body.get("model")
-        if not isinstance(name, str) or not name:
-            raise InvalidRequest("model is required: the name or ARN of an imported model.")
-        served = self._catalogue.find(principal.account, name)
+        served = self._find(body, principal)
         dialect = self._chat if kind == "chat" else self._completion
         request = dialect.decode(body, served.facts)
-        options = body.get("stream_options") or {}
         context = AnswerContext(
             request_id=measured.request_id,
-            model_label=name,
+            model_label=body["model"],
             created=measured.created,
-            include_usage=isinstance(options, dict) and bool(options.get("include_usage")),
+            include_usage=include_usage(body),
         )
-        if not body.get("stream"):
+        if not fields.flag(body, "stream"):
             completion = await self._generation.complete(served, request, measured)
             answer = dialect.encode(completion, context)
             return _json(answer, [("x-outcrop-gateway-ms", f"{measured.gateway_ms():.3f}")])
@@ -76,6 +82,13 @@ class OpenAI:
 
         headers = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
         return Stream(200, headers, parts())
+
+    def _find(self, body: dict[str, Any], principal: Principal) -> Served:
+        """The model that *body* names, by name, ARN or id."""
+        name = body.get("model")
+        if not isinstance(name, str) or not name:
+            raise InvalidRequest("model is required: the name or ARN of an imported model.", param="model")
+        return self._catalogue.find(principal.account, name)
 
 
 def _sse(payload: dict[str, Any]) -> bytes:

@@ -74,6 +74,8 @@ class Gateway:
             is_well = path == "/healthz" or self._is_ready()
             await respond(Response(200 if is_well else 503, _TEXT, b"ok" if is_well else b"starting"), "-", send)
             return
+        if path.startswith("/openai/v1/"):  # where Bedrock offers the OpenAI API
+            path = path.removeprefix("/openai")
         is_openai = path.startswith("/v1/")
         to_wire = openai_error if is_openai else aws_error
         try:
@@ -142,6 +144,8 @@ class Gateway:
         match request.method, path:
             case "POST", "/v1/chat/completions":
                 return await self._openai.generate("chat", body, principal, _measured(request))
+            case "POST", "/v1/embeddings":
+                return self._openai.embeddings(body, principal)
             case "POST", "/v1/completions":
                 return await self._openai.generate("completion", body, principal, _measured(request))
             case "GET", "/v1/models":
@@ -164,8 +168,12 @@ class Gateway:
             found = await self._admin.cancel_import_job(principal, unquote(cancelled.group(1)))
             return Response(200, _JSON, msgspec.json.encode(found))
         model = re.fullmatch(r"/outcrop/v1/models/([^/]+)", path)
-        if request.method == "GET" and model:
-            found = await self._admin.model(principal, unquote(model.group(1)))
+        if model and request.method in ("GET", "PATCH"):
+            name = unquote(model.group(1))
+            if request.method == "PATCH":
+                found = await self._admin.change_model(principal, name, body)
+            else:
+                found = await self._admin.model(principal, name)
             return Response(200, _JSON, msgspec.json.encode(found))
         if request.method == "GET" and path == "/outcrop/v1/store":
             return Response(200, _JSON, msgspec.json.encode(await self._admin.store()))

@@ -94,5 +94,6 @@ def aws_error(exc: ServiceError) -> Response:
 def openai_error(exc: ServiceError) -> Response:
     code, status = wire_error(exc, OPENAI)
     kind = "invalid_request_error" if status < 500 and status not in (401, 429) else code
-    body = {"error": {"message": exc.message, "type": kind, "param": None, "code": code}}
+    param = exc.param if isinstance(exc, errors.InvalidRequest) else "model" if code == "model_not_found" else None
+    body = {"error": {"message": exc.message, "type": kind, "param": param, "code": code}}
     return Response(status, [("content-type", "application/json"), *retry_headers(exc)], msgspec.json.encode(body))

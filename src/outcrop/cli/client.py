@@ -49,15 +49,22 @@ class Client:
         """JSON of one of the server's own resources. Raises BadSetting with the server's own words."""
         return self._ask("GET", path)
 
+    def patch(self, path: str, change: dict[str, Any]) -> Any:
+        """JSON of one of the server's own resources after *change*."""
+        return self._ask("PATCH", path, json.dumps(change).encode())
+
     def post(self, path: str) -> Any:
         """JSON of what the server answers to an order without a body."""
         return self._ask("POST", path)
 
-    def _ask(self, method: str, path: str) -> Any:
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
         import ssl
 
         request = urllib.request.Request(  # noqa: S310  (the URL is our own server's)
-            self.url + path, method=method, headers={"Authorization": f"Bearer {self.credentials.bearer_key}"}
+            self.url + path,
+            body,
+            {"Authorization": f"Bearer {self.credentials.bearer_key}", "Content-Type": "application/json"},
+            method=method,
         )
         is_tls = self.url.startswith("https")
         context = ssl.create_default_context(cafile=str(self.settings.home / "tls" / "ca.pem")) if is_tls else None

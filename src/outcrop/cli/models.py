@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,8 +12,9 @@ from urllib.parse import quote
 import typer
 
 from outcrop.cli.client import HOME, JSON, connect, echo_json, show
+from outcrop.errors import BadSetting
 
-app = typer.Typer(help="List and delete imported models.", invoke_without_command=True)
+app = typer.Typer(help="List, change and delete imported models.", invoke_without_command=True)
 
 
 @app.callback()
@@ -66,31 +68,81 @@ def delete(name: str = typer.Argument(help="Name or ARN."), home: Path | None = 
     echo_json({"deleted": name}) if as_json else typer.echo(f"Deleted {name}.", err=True)
 
 
+class Dialect(StrEnum):
+    """What bodies with "prompt" are answered in."""
+
+    AUTO = "auto"
+    LLAMA = "llama"
+    MISTRAL = "mistral"
+    OPENAI = "openai"
+
+
+DIALECT = typer.Option(
+    ..., help='Answers to "prompt": llama (generation), mistral (outputs), openai (choices); auto: by the body.'
+)
+SCHEMA = typer.Option(None, exists=True, dir_okay=False, help="File of a JSON Schema that the answer must fit.")
+STOP = typer.Option([], help="End the answer here; may be repeated.")
+
+
+@app.command("set")
+def set_(
+    name: str = typer.Argument(help="Name or ARN."),
+    dialect: Dialect = DIALECT,
+    home: Path | None = HOME,
+    as_json: bool = JSON,
+) -> None:
+    """Change how a model answers. Takes effect at once and lasts."""
+    path = f"/outcrop/v1/models/{quote(name, safe='')}"
+    changed = connect(home).patch(path, {"dialect": None if dialect is Dialect.AUTO else dialect.value})
+    echo_json(changed) if as_json else typer.echo(f"{changed['model_name']} answers in {dialect.value}.", err=True)
+
+
 def invoke(
     model: str = typer.Argument(help="Name or ARN of an imported model."),
     prompt: str = typer.Argument("-", help="The prompt; - reads standard input."),
     max_tokens: int = typer.Option(512, min=1, help="Longest answer in tokens."),
     temperature: float = typer.Option(0.0, min=0.0, max=2.0, help="0 is greedy."),
+    top_p: float | None = typer.Option(None, max=1.0, help="Sample from the likeliest tokens that make up this share."),
+    seed: int | None = typer.Option(None, help="Makes a sampled answer repeatable."),
+    stop: list[str] = STOP,
+    system: str | None = typer.Option(None, help="System message; for models with a chat template."),
+    schema: Path | None = SCHEMA,
     is_streamed: bool = typer.Option(True, "--stream/--no-stream", help="Print tokens as they come."),
     home: Path | None = HOME,
     as_json: bool = JSON,
 ) -> None:
     """Ask a model: as a chat when it has a chat template, else as plain text."""
     client = connect(home)
-    found = client.aws("bedrock").get_imported_model(modelIdentifier=model)
+    runtime, found = client.aws("bedrock-runtime"), client.aws("bedrock").get_imported_model(modelIdentifier=model)
     text = sys.stdin.read() if prompt == "-" else prompt
     body: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
-    body |= {"messages": [{"role": "user", "content": text}]} if found["instructSupported"] else {"prompt": text}
-    runtime = client.aws("bedrock-runtime")
+    optional = {"top_p": top_p, "seed": seed, "stop": stop or None}
+    body |= {key: value for key, value in optional.items() if value is not None}
+    if found["instructSupported"]:
+        told = [{"role": "system", "content": system}] if system is not None else []
+        body["messages"] = [*told, {"role": "user", "content": text}]
+    elif system is not None:
+        raise BadSetting(f"{model} has no chat template and takes no --system; put it into the prompt")
+    else:
+        body["prompt"] = text
+    if schema is not None:
+        wrapped = {"name": schema.stem, "schema": json.loads(schema.read_text())}
+        body["response_format"] = {"type": "json_schema", "json_schema": wrapped}
+    arn = found["modelArn"]
     if as_json or not is_streamed:
-        answer = json.loads(runtime.invoke_model(modelId=found["modelArn"], body=json.dumps(body))["body"].read())
-        choice = answer["choices"][0]
-        echo_json(answer) if as_json else typer.echo(
-            choice["message"]["content"] if "message" in choice else choice["text"]
-        )
+        answer = json.loads(runtime.invoke_model(modelId=arn, body=json.dumps(body))["body"].read())
+        echo_json(answer) if as_json else typer.echo(answer_text(answer))
         return
-    stream = runtime.invoke_model_with_response_stream(modelId=found["modelArn"], body=json.dumps(body))["body"]
-    for event in stream:
-        for choice in json.loads(event["chunk"]["bytes"]).get("choices", ()):
-            typer.echo(choice.get("delta", {}).get("content") or choice.get("text") or "", nl=False)
+    for event in runtime.invoke_model_with_response_stream(modelId=arn, body=json.dumps(body))["body"]:
+        typer.echo(answer_text(json.loads(event["chunk"]["bytes"])), nl=False)
     typer.echo()
+
+
+def answer_text(answer: dict[str, Any]) -> str:
+    """The text of an answer, or of a piece of one, in whatever dialect the model is set to."""
+    if "generation" in answer:
+        return answer["generation"] or ""
+    choices: list[dict[str, Any]] = answer.get("outputs") or answer.get("choices") or [{}]
+    choice = choices[0]
+    message: dict[str, Any] = choice.get("message") or choice.get("delta") or choice
+    return message.get("content") or message.get("text") or ""

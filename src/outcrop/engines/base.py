@@ -62,6 +62,10 @@ class Engine(Protocol):
         """Chunks as the engine makes them. Closing it (``contextlib.aclosing``) ends the generation."""
         ...
 
+    async def count_tokens(self, endpoint: Endpoint, request: GenerateRequest) -> int:
+        """How many tokens the engine would read for *request*, chat template included; nothing is generated."""
+        ...
+
     async def tokenize(self, endpoint: Endpoint, text: str) -> list[int]:
         """Token ids of *text*, special tokens parsed, none added."""
         ...

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
 from outcrop.engines.base import CopySpec, Endpoint
 from outcrop.engines.llama_cpp import LlamaCpp
+from outcrop.engines.llama_cpp_request import CHAT, COMPLETION, Plan
 from outcrop.errors import BadSetting, EngineFault
+from outcrop.inference.canonical import GenerateRequest
 
 NAME = "custom"
 
@@ -31,7 +31,6 @@ class Custom(LlamaCpp):
 
     name = NAME
     can_tokenize = False
-    _extra_body: Mapping[str, Any] = {}
 
     def __init__(self, command: str, *, request_timeout_s: float) -> None:
         super().__init__(request_timeout_s=request_timeout_s)
@@ -56,5 +55,19 @@ class Custom(LlamaCpp):
         status = await self._answers(endpoint, "/health")
         return (await self._answers(endpoint, "/v1/models") if status == 404 else status) == 200
 
-    async def tokenize(self, endpoint: Endpoint, text: str) -> list[int]:
+    async def _plan(self, endpoint: Endpoint, request: GenerateRequest) -> Plan:
+        """The canonical body as it is: it has OpenAI's field names, and vLLM's where OpenAI has none."""
+        body = {key: value for key, value in request.body.items() if key != "n"}
+        path = CHAT if request.kind == "chat" else COMPLETION
+        top_logprobs = request.body.get("top_logprobs" if request.kind == "chat" else "logprobs")
+        return Plan(path, body, choices=request.body.get("n") or 1, top_logprobs=top_logprobs)
+
+    async def count_tokens(self, endpoint: Endpoint, request: GenerateRequest) -> int:
+        """What the engine says it read when it is asked for one token: the OpenAI API has no cheaper way."""
+        dropped = ("n", "max_tokens", "max_completion_tokens", "response_format", "structured_outputs")
+        body = {key: value for key, value in request.body.items() if key not in dropped}
+        one = await self.complete(endpoint, GenerateRequest(kind=request.kind, body=body | {"max_tokens": 1}))
+        return one.usage.prompt_tokens
+
+    async def tokenize(self, endpoint: Endpoint, text: str, *, add_special: bool = False) -> list[int]:
         raise EngineFault("the OpenAI API has no tokenizer to ask")

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import structs
 
 from outcrop.engines import http1
+from outcrop.engines.answer_text import Piece
 from outcrop.engines.base import CopySpec, Endpoint
+from outcrop.engines.choices import all_or_first_error, merged
+from outcrop.engines.llama_cpp_request import CHAT, PLAIN, Plan, Template, plan, read_template
+from outcrop.engines.tool_text import joined
 from outcrop.errors import EngineFault, EngineTimeout, InvalidRequest, PromptTooLong, ServiceError
 from outcrop.inference.canonical import Choice, Chunk, Completion, GenerateRequest, Usage
 
 T = TypeVar("T")
 
 MOST_SLOTS = 32
+MOST_TEMPLATES = 256  # copies whose templates are remembered; an older one is asked again
 _CONNECT_TIMEOUT_S = 10.0
 _PROBE_TIMEOUT_S = 5.0
 # The server drops a connection that idles for 5 s; reusing one later than this could race with that.
 _KEEP_CONNECTION_S = 2.0
-_PATHS = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
 
 
 def default_slots(context_tokens: int, kv_bytes_per_token: int, memory_bytes: int) -> int:
@@ -59,20 +65,44 @@ class _Error(msgspec.Struct):
     n_ctx: int | None = None
 
 
+class _Verbose(msgspec.Struct):
+    """What the engine says beside the answer when asked for more."""
+
+    stop_type: str = ""
+    stopping_word: str = ""
+
+
 class _Answer(msgspec.Struct):
     """An answer or a streamed event, of chats and completions both."""
 
     choices: list[_Choice] = []
     usage: _Usage | None = None
     error: _Error | None = None
+    verbose: _Verbose | None = msgspec.field(default=None, name="__verbose")
 
 
 class _Tokens(msgspec.Struct):
     tokens: list[int]
 
 
+class _Count(msgspec.Struct):
+    input_tokens: int
+
+
+class _Props(msgspec.Struct):
+    chat_template: str = ""
+    chat_template_caps: dict[str, bool] = {}
+
+
+class _Prompt(msgspec.Struct):
+    prompt: str
+
+
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_tokens = msgspec.json.Decoder(_Tokens).decode
+_decode_count = msgspec.json.Decoder(_Count).decode
+_decode_props = msgspec.json.Decoder(_Props).decode
+_decode_prompt = msgspec.json.Decoder(_Prompt).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -81,11 +111,11 @@ class LlamaCpp:
 
     name = "llama.cpp"
     can_tokenize = True
-    _extra_body: Mapping[str, Any] = {"cache_prompt": True}
 
     def __init__(self, *, request_timeout_s: float) -> None:
         self._request_timeout_s = request_timeout_s
         self._http: http1.Client | None = None
+        self._templates: dict[Endpoint, Template] = {}
 
     def command(self, spec: CopySpec) -> list[str]:
         # -P: a file in the working directory must not shadow a module.
@@ -106,21 +136,52 @@ class LlamaCpp:
         return await self._answers(endpoint, "/health") == 200
 
     async def complete(self, endpoint: Endpoint, request: GenerateRequest) -> Completion:
-        body = {**self._extra_body, **request.body, "stream": False}
-        async with self._post(endpoint, _PATHS[request.kind], body) as response:
+        how = await self._plan(endpoint, request)
+        if how.choices == 1:
+            return await self._complete(endpoint, how, 0)
+        # Each choice is a request of its own: the engine would count the tokens of one only.
+        each = await all_or_first_error([self._complete(endpoint, how, index) for index in range(how.choices)])
+        return Completion(
+            choices=[whole.choices[0] for whole in each],
+            usage=Usage(each[0].usage.prompt_tokens, sum(whole.usage.completion_tokens for whole in each)),
+        )
+
+    async def _complete(self, endpoint: Endpoint, how: Plan, index: int) -> Completion:
+        async with self._ask(endpoint, how.path, how.of_choice(index) | {"stream": False}) as response:
             answer = _read(_decode_answer, await response.read())
         if answer.error is not None:
             raise _fault(answer.error.code, answer.error)
-        if answer.usage is None:
+        if answer.usage is None or not answer.choices:
             raise EngineFault("the engine's answer has no token counts")
-        return Completion(
-            choices=[_whole_choice(choice) for choice in answer.choices],
-            usage=Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens),
-        )
+        usage = Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens)
+        return Completion(choices=[_whole_choice(answer, how, index)], usage=usage)
 
-    async def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        body = {**self._extra_body, **request.body, "stream": True, "stream_options": {"include_usage": True}}
-        async with self._post(endpoint, _PATHS[request.kind], body, reuse=False) as response:
+    def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        is_one = (request.body.get("n") or 1) == 1
+        return self._stream(endpoint, request) if is_one else self._stream_several(endpoint, request)
+
+    async def _stream_several(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        how = await self._plan(endpoint, request)
+        prompt_tokens, completion_tokens = 0, 0
+        streams = [self._stream(endpoint, request, how, index) for index in range(how.choices)]
+        async with aclosing(merged(streams)) as chunks:
+            async for chunk in chunks:
+                if chunk.usage is not None:
+                    prompt_tokens = chunk.usage.prompt_tokens
+                    completion_tokens += chunk.usage.completion_tokens
+                    chunk = structs.replace(chunk, usage=None)
+                if chunk != Chunk(index=chunk.index):
+                    yield chunk
+        yield Chunk(usage=Usage(prompt_tokens, completion_tokens))
+
+    async def _stream(
+        self, endpoint: Endpoint, request: GenerateRequest, how: Plan | None = None, index: int = 0
+    ) -> AsyncGenerator[Chunk, None]:
+        """Choice *index* of *request*, asked as *how* says, by default as planned here."""
+        how = how or await self._plan(endpoint, request)
+        body = how.of_choice(index) | {"stream": True, "stream_options": {"include_usage": True}}
+        chunks_of = _Reading(how, index).chunks
+        async with self._ask(endpoint, how.path, body, reuse=False) as response:
             rest = b""
             # One turn of the loop per network read, however many events it brought.
             async for data in response.parts():
@@ -133,13 +194,44 @@ class LlamaCpp:
                     answer = _read(_decode_answer, event[6:])
                     if answer.error is not None:
                         raise _fault(answer.error.code, answer.error)
-                    for chunk in _chunks(answer):
+                    for chunk in chunks_of(answer):
                         yield chunk
         raise EngineFault("the engine ended the stream before it was complete")
 
-    async def tokenize(self, endpoint: Endpoint, text: str) -> list[int]:
-        body = {"content": text, "add_special": False, "parse_special": True}
-        async with self._post(endpoint, "/tokenize", body) as response:
+    async def count_tokens(self, endpoint: Endpoint, request: GenerateRequest) -> int:
+        how = await self._plan(endpoint, request)
+        if how.path == CHAT:
+            async with self._ask(endpoint, CHAT + "/input_tokens", how.body) as response:
+                return _read(_decode_count, await response.read()).input_tokens
+        prompt = how.body["prompt"]
+        return len(prompt) if isinstance(prompt, list) else len(await self.tokenize(endpoint, prompt, add_special=True))
+
+    async def _plan(self, endpoint: Endpoint, request: GenerateRequest) -> Plan:
+        template = await self._template(endpoint) if request.kind == "chat" else PLAIN
+        how = plan(request, template)
+        return how if how.template is None else how.rendered(await self._rendered(endpoint, how.template))
+
+    async def _template(self, endpoint: Endpoint) -> Template:
+        """What the copy's chat template says; asked once of each copy."""
+        known = self._templates.get(endpoint)
+        if known is None:
+            async with self._ask(endpoint, "/props") as response:
+                props = _read(_decode_props, await response.read())
+            takes_tools = props.chat_template_caps.get("supports_tools", False)
+            known = read_template(props.chat_template, takes_tools=takes_tools)
+            while len(self._templates) >= MOST_TEMPLATES:
+                self._templates.pop(next(iter(self._templates)))
+            self._templates[endpoint] = known
+        return known
+
+    async def _rendered(self, endpoint: Endpoint, body: dict[str, Any]) -> str:
+        """The text that the chat template makes of messages and tools."""
+        async with self._ask(endpoint, "/apply-template", body) as response:
+            return _read(_decode_prompt, await response.read()).prompt
+
+    async def tokenize(self, endpoint: Endpoint, text: str, *, add_special: bool = False) -> list[int]:
+        body = {"content": text, "add_special": add_special, "parse_special": True}
+        async with self._ask(endpoint, "/tokenize", body) as response:
             return _read(_decode_tokens, await response.read()).tokens
 
     async def aclose(self) -> None:
@@ -170,17 +262,18 @@ class LlamaCpp:
         return self._http
 
     @asynccontextmanager
-    async def _post(
-        self, endpoint: Endpoint, path: str, body: Mapping[str, Any], *, reuse: bool = True
+    async def _ask(
+        self, endpoint: Endpoint, path: str, body: Mapping[str, Any] | None = None, *, reuse: bool = True
     ) -> AsyncIterator[http1.Answer]:
         """A good response; the seam where every client exception and every error status becomes ours.
 
-        Without *reuse* the connection ends with the answer. llama.cpp closes it after a stream although it says
-        keep-alive, and a client that believed it would write its next request into a closed socket.
+        Without *body* a GET. Without *reuse* the connection ends with the answer: llama.cpp closes it after a stream
+        although it says keep-alive, and a client that believed it would write its next request into a closed socket.
         """
         try:
+            method, data = ("GET", b"") if body is None else ("POST", _encode(body))
             response = await self._client().request(
-                "POST", endpoint.base_url, path, bearer=endpoint.secret, body=_encode(body), reuse=reuse
+                method, endpoint.base_url, path, bearer=endpoint.secret, body=data, reuse=reuse
             )
             try:
                 if response.status != 200:
@@ -222,35 +315,91 @@ def _fault(status: int, error: _Error) -> ServiceError:
     return EngineFault(f"the engine answered {status}: {error.message}", engine_status=status)
 
 
-def _whole_choice(choice: _Choice) -> Choice:
+def _whole_choice(answer: _Answer, how: Plan, index: int) -> Choice:
+    choice = answer.choices[0]
     message = choice.message or _Message(content=choice.text)
+    text, calls, finish_reason = message.content or "", message.tool_calls or [], choice.finish_reason
+    reasoning = message.reasoning_content
+    reader = how.reader()
+    if reader is not None:
+        read = _joined([reader.feed(text), reader.finish()])
+        text, calls, reasoning = read.text, joined(_with_ids(read.calls)), read.reasoning or None
+        finish_reason = _finish_reason(finish_reason, called_tools=bool(calls))
     return Choice(
-        index=choice.index,
-        text=message.content or "",
-        finish_reason=choice.finish_reason,
-        logprobs=choice.logprobs,
-        tool_calls=message.tool_calls or None,
-        reasoning=message.reasoning_content,
+        index=index,
+        text=text,
+        finish_reason=finish_reason,
+        logprobs=_trimmed(choice.logprobs, how.top_logprobs),
+        tool_calls=calls or None,
+        reasoning=reasoning,
+        stop_sequence=_stop_sequence(answer),
     )
 
 
-def _chunks(answer: _Answer) -> list[Chunk]:
-    usage = Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens) if answer.usage else None
-    if not answer.choices:
-        return [Chunk(usage=usage)] if usage else []
-    found = []
-    for choice in answer.choices:
+def _joined(pieces: list[Piece]) -> Piece:
+    return Piece(
+        "".join(piece.text for piece in pieces),
+        [call for piece in pieces for call in piece.calls],
+        "".join(piece.reasoning for piece in pieces),
+    )
+
+
+class _Reading:
+    """Turns the events of one streamed answer into chunks."""
+
+    def __init__(self, how: Plan, index: int) -> None:
+        self._index = index
+        self._top_logprobs = how.top_logprobs
+        self._reader = how.reader()
+        self._called_tools = False
+
+    def chunks(self, answer: _Answer) -> list[Chunk]:
+        usage = Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens) if answer.usage else None
+        if not answer.choices:
+            return [Chunk(usage=usage, index=self._index)] if usage else []
+        choice = answer.choices[0]
         delta = choice.delta or _Message(content=choice.text)
+        text, calls, finish_reason = delta.content or "", delta.tool_calls, choice.finish_reason
+        reasoning = delta.reasoning_content
+        if self._reader is not None:
+            read = self._reader.feed(text)
+            if finish_reason is not None:
+                read = _joined([read, self._reader.finish()])
+            text, calls, reasoning = read.text, _with_ids(read.calls), read.reasoning or None
+            self._called_tools |= bool(calls)
+            finish_reason = _finish_reason(finish_reason, called_tools=self._called_tools)
         chunk = Chunk(
-            text=delta.content or "",
-            finish_reason=choice.finish_reason,
+            text=text,
+            finish_reason=finish_reason,
             usage=usage,
-            index=choice.index,
-            logprobs=choice.logprobs,
-            tool_calls=delta.tool_calls or None,
-            reasoning=delta.reasoning_content,
+            index=self._index,
+            logprobs=_trimmed(choice.logprobs, self._top_logprobs),
+            tool_calls=calls or None,
+            reasoning=reasoning,
+            stop_sequence=_stop_sequence(answer),
         )
-        if chunk != Chunk(index=choice.index):  # the first event only names the role
-            found.append(chunk)
-        usage = None
-    return found
+        return [] if chunk == Chunk(index=self._index) else [chunk]  # the first event only names the role
+
+
+def _with_ids(calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """*calls* with an id where a call begins; later deltas of it have none."""
+    return [{"id": f"call_{uuid.uuid4().hex[:24]}", **call} if "type" in call else call for call in calls]
+
+
+def _finish_reason(reason: str | None, *, called_tools: bool) -> str | None:
+    return "tool_calls" if called_tools and reason == "stop" else reason
+
+
+def _stop_sequence(answer: _Answer) -> str | None:
+    verbose = answer.verbose
+    return verbose.stopping_word if verbose is not None and verbose.stop_type == "word" else None
+
+
+def _trimmed(logprobs: Any, top: int | None) -> Any:
+    """*logprobs* with *top* alternatives a token; the engine cannot be asked for none."""
+    if not logprobs or top is None:
+        return None
+    if "content" not in logprobs:
+        return logprobs  # the older form of OpenAI's completions, from an engine that is no llama.cpp
+    content = [{**entry, "top_logprobs": entry.get("top_logprobs", [])[:top]} for entry in logprobs["content"]]
+    return {"content": content}

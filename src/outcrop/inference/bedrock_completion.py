@@ -24,7 +24,8 @@ class BedrockCompletion:
     name = "BedrockCompletion"
 
     def decode(self, body: dict[str, Any], model: ModelFacts) -> GenerateRequest:
-        max_gen_len = fields.whole(body, "max_gen_len", 1)
+        # max_tokens only where the model is set to this format whatever the body's keys; see route.
+        max_gen_len = fields.whole(body, "max_gen_len", 1) or fields.whole(body, "max_tokens", 1)
         wanted: dict[str, Any] = {
             "prompt": fields.text(body, "prompt"),
             "temperature": DEFAULT_TEMPERATURE,
@@ -47,7 +48,7 @@ class BedrockCompletion:
             "generation": choice.text,
             "prompt_token_count": completion.usage.prompt_tokens,
             "generation_token_count": completion.usage.completion_tokens,
-            "stop_reason": _stop_reason(choice.finish_reason),
+            "stop_reason": llama_stop_reason(choice.finish_reason),
             "logprobs": _logprobs(choice.logprobs),
         }
 
@@ -88,7 +89,7 @@ class BedrockCompletionStream:
         held = self._held or Chunk()
         self._generated_tokens = usage.completion_tokens
         prompt_tokens = None if self._prompt_was_counted else usage.prompt_tokens
-        return self._piece(held.text, prompt_tokens, _stop_reason(held.finish_reason), _logprobs(held.logprobs))
+        return self._piece(held.text, prompt_tokens, llama_stop_reason(held.finish_reason), _logprobs(held.logprobs))
 
     def usage_chunk(self, usage: Usage) -> dict[str, Any] | None:
         return None
@@ -108,7 +109,8 @@ class BedrockCompletionStream:
         return piece
 
 
-def _stop_reason(finish_reason: str | None) -> str | None:
+def llama_stop_reason(finish_reason: str | None) -> str | None:
+    """ "length" or "stop", the two that Llama's and Mistral's formats have; None while the answer goes on."""
     if finish_reason is None:
         return None
     return "length" if finish_reason == "length" else "stop"

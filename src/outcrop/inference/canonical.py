@@ -26,6 +26,7 @@ class Choice(Struct, frozen=True):
     logprobs: Any = None
     tool_calls: list[Any] | None = None
     reasoning: str | None = None
+    stop_sequence: str | None = None  # the one that ended the answer, where the engine says so
 
 
 class Completion(Struct, frozen=True):
@@ -45,6 +46,7 @@ class Chunk(Struct, frozen=True):
     logprobs: Any = None
     tool_calls: list[Any] | None = None
     reasoning: str | None = None
+    stop_sequence: str | None = None
 
 
 class GenerateRequest(Struct, frozen=True):
@@ -63,3 +65,5 @@ class ModelFacts(Struct, frozen=True):
     name: str
     context_tokens: int
     has_chat_template: bool
+    dialect: str | None = None  # what bodies with "prompt" are answered in; None: what their keys select
+    takes_images: bool = False

@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from outcrop.errors import ChatTemplateMissing, InvalidRequest
 from outcrop.inference import fields
-from outcrop.inference.answer import Timings
+from outcrop.inference.answer import AnswerContext, Timings
 from outcrop.inference.canonical import Choice, Chunk, Completion, GenerateRequest, ModelFacts, Usage
+from outcrop.inference.converse_content import conversation, kind_of, system
+from outcrop.inference.openai_chat import OPENAI_CHAT, REASONING_EFFORTS
 
 NOT_A_CHAT_MODEL = (
     "This action doesn't support the model that you provided. Try again with a supported text or chat model."
@@ -22,11 +25,11 @@ NOT_A_CHAT_MODEL = (
 SMALLEST_TOP_P = 1e-6
 MAX_STOP_SEQUENCES = 2500  # botocore: InferenceConfiguration.stopSequences
 
-# What OpenAI's finish reasons mean here. A matched stop sequence is "stop" there as an end of turn is, so
-# "stop_sequence" is never answered.
+# What OpenAI's finish reasons mean here. A matched stop sequence is "stop" there as an end of turn is; the choice
+# names it where the engine does.
+CONTEXT_EXCEEDED = "model_context_window_exceeded"
 STOP_REASONS: Mapping[str, str] = {
     "stop": "end_turn",
-    "length": "max_tokens",
     "tool_calls": "tool_use",
     "content_filter": "content_filtered",
 }
@@ -46,8 +49,12 @@ def decode(params: Mapping[str, Any], model: ModelFacts) -> GenerateRequest:
     extra = fields.mapping(params, "additionalModelRequestFields") or {}
     top_p = fields.number(config, "topP", 0, 1, called="inferenceConfig.topP")
     wanted: dict[str, Any] = {
-        "messages": _system(params.get("system") or []) + _messages(params.get("messages") or []),
+        "messages": system(params.get("system") or []) + conversation(params.get("messages") or [], model),
         **fields.other_sampling(extra),
+        "chat_template_kwargs": fields.mapping(extra, "chat_template_kwargs"),
+        "reasoning_effort": fields.one_of(extra, "reasoning_effort", REASONING_EFFORTS),
+        "parallel_tool_calls": fields.flag(extra, "parallel_tool_calls"),
+        "structured_outputs": fields.structured_outputs(extra),
         "max_tokens": fields.whole(config, "maxTokens", 1, called="inferenceConfig.maxTokens"),
         "temperature": fields.number(config, "temperature", 0, 1, called="inferenceConfig.temperature"),
         # AWS allows 0, engines do not; either way only the likeliest token is left.
@@ -61,21 +68,41 @@ def decode(params: Mapping[str, Any], model: ModelFacts) -> GenerateRequest:
     return GenerateRequest(kind="chat", body=fields.without_none(wanted))
 
 
-def encode(completion: Completion, timings: Timings) -> dict[str, Any]:
+class ConverseContext(Struct, frozen=True):
+    """What an answer of Converse depends on beside what was generated."""
+
+    answer: AnswerContext
+    max_tokens: int | None = None
+    response_paths: tuple[str, ...] = ()  # additionalModelResponseFieldPaths
+
+
+def context(params: Mapping[str, Any], answer: AnswerContext) -> ConverseContext:
+    """Raises InvalidRequest when a path is not a JSON pointer."""
+    paths = tuple(params.get("additionalModelResponseFieldPaths") or ())
+    for path in paths:
+        if not path.startswith("/"):
+            raise fields.refusal("additionalModelResponseFieldPaths", "JSON pointers such as /stop_sequence", path)
+    return ConverseContext(answer, (params.get("inferenceConfig") or {}).get("maxTokens"), paths)
+
+
+def encode(completion: Completion, timings: Timings, ctx: ConverseContext) -> dict[str, Any]:
     """ConverseResponse of the first choice."""
     choice = completion.choices[0]
-    content, stop_reason = _output(choice)
-    return {
+    content, malformed = _content(choice)
+    answer = {
         "output": {"message": {"role": "assistant", "content": content}},
-        "stopReason": stop_reason,
+        "stopReason": _stop_reason(
+            choice, completion.usage, ctx, called_tools=bool(choice.tool_calls), malformed=malformed
+        ),
         "usage": _usage(completion.usage),
         "metrics": {"latencyMs": timings.latency_ms},
     }
+    return answer | _additional(choice, completion.usage, ctx)
 
 
-def stream() -> ConverseStream:
+def stream(ctx: ConverseContext) -> ConverseStream:
     """A fresh encoder of one answer of ConverseStream."""
-    return ConverseStream()
+    return ConverseStream(ctx)
 
 
 class ConverseStream:
@@ -85,10 +112,12 @@ class ConverseStream:
     contentBlockDeltas and its contentBlockStop, then messageStop, then metadata.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ctx: ConverseContext) -> None:
+        self._ctx = ctx
         self._block = -1  # contentBlockIndex of the newest block
         self._open: tuple[str, int] | None = None  # kind of the open block, and which tool call
         self._finish_reason: str | None = None
+        self._stop_sequence: str | None = None
         self._called_tools = False
 
     def start(self) -> list[Event]:
@@ -108,12 +137,15 @@ class ConverseStream:
             events += self._tool_call(call)
         if chunk.finish_reason is not None:
             self._finish_reason = chunk.finish_reason
+            self._stop_sequence = chunk.stop_sequence
         return events
 
     def end(self, usage: Usage, timings: Timings) -> list[Event]:
+        choice = Choice(index=0, text="", finish_reason=self._finish_reason, stop_sequence=self._stop_sequence)
+        reason = _stop_reason(choice, usage, self._ctx, called_tools=self._called_tools)
         return [
             *self._leave(),
-            ("messageStop", {"stopReason": _stop_reason(self._finish_reason, called_tools=self._called_tools)}),
+            ("messageStop", {"stopReason": reason, **_additional(choice, usage, self._ctx)}),
             ("metadata", {"usage": _usage(usage), "metrics": {"latencyMs": timings.latency_ms}}),
         ]
 
@@ -148,106 +180,14 @@ class ConverseStream:
         return "contentBlockDelta", {"delta": delta, "contentBlockIndex": self._block}
 
 
-def _system(blocks: list[Any]) -> list[dict[str, Any]]:
-    texts = [_text(block, f"system.{index}") for index, block in enumerate(blocks)]
-    return [{"role": "system", "content": "\n".join(texts)}] if texts else []
-
-
-def _messages(messages: list[Any]) -> list[dict[str, Any]]:
-    if not messages or messages[0].get("role") != "user":
-        raise InvalidRequest(
-            "A conversation must start with a user message. Try again with a conversation that starts with a user "
-            "message."
-        )
-    canonical: list[dict[str, Any]] = []
-    for index, message in enumerate(messages):
-        role = message.get("role")
-        content = message.get("content")
-        if not content:
-            raise InvalidRequest(
-                f"The content field in the Message object at messages.{index} is empty. Add a ContentBlock object to "
-                "the content field and try again."
-            )
-        where = f"messages.{index}.content"
-        if role == "user":
-            canonical += _user(content, where)
-        elif role == "assistant":
-            canonical.append(_assistant(content, where))
-        else:
-            raise fields.refusal(f"messages.{index}.role", "user or assistant", role)
-    return canonical
-
-
-def _user(blocks: list[Any], where: str) -> list[dict[str, Any]]:
-    """The results of tools, each a message of its own, then the text."""
-    results: list[dict[str, Any]] = []
-    texts: list[str] = []
-    for index, block in enumerate(blocks):
-        if _kind(block) == "toolResult":
-            result = block["toolResult"]
-            content = _tool_result(result.get("content") or [], f"{where}.{index}.toolResult.content")
-            results.append({"role": "tool", "tool_call_id": result.get("toolUseId"), "content": content})
-        else:
-            texts.append(_text(block, f"{where}.{index}"))
-    return results + ([{"role": "user", "content": "\n".join(texts)}] if texts else [])
-
-
-def _assistant(blocks: list[Any], where: str) -> dict[str, Any]:
-    texts: list[str] = []
-    calls: list[dict[str, Any]] = []
-    for index, block in enumerate(blocks):
-        kind = _kind(block)
-        if kind == "toolUse":
-            use = block["toolUse"]
-            arguments = msgspec.json.encode(use.get("input") or {}).decode()
-            function = {"name": use.get("name"), "arguments": arguments}
-            calls.append({"id": use.get("toolUseId"), "type": "function", "function": function})
-        elif kind != "reasoningContent":
-            texts.append(_text(block, f"{where}.{index}"))
-    message: dict[str, Any] = {"role": "assistant", "content": "\n".join(texts) if texts or not calls else None}
-    return message | ({"tool_calls": calls} if calls else {})
-
-
-def _tool_result(blocks: list[Any], where: str) -> str:
-    texts: list[str] = []
-    for index, block in enumerate(blocks):
-        kind = _kind(block)
-        if kind == "text":
-            texts.append(block["text"])
-        elif kind == "json":
-            texts.append(msgspec.json.encode(block["json"]).decode())
-        else:
-            raise _unsupported(kind, f"{where}.{index}")
-    return "\n".join(texts)
-
-
-def _kind(block: Any) -> str:
-    """The one key of a content block, which is a union."""
-    return next(iter(block), "") if isinstance(block, Mapping) else ""
-
-
-def _text(block: Any, where: str) -> str:
-    kind = _kind(block)
-    if kind != "text":
-        raise _unsupported(kind, where)
-    text = block["text"]
-    if not isinstance(text, str) or not text.strip():
-        raise InvalidRequest(
-            f"The text field in the ContentBlock object at {where} is blank. Add text to the text field, and try again."
-        )
-    return text
-
-
-def _unsupported(kind: str, where: str) -> InvalidRequest:
-    return InvalidRequest(f'{where} is a block of type "{kind}", which this model does not take; send "text" blocks')
-
-
 def _tools(config: Mapping[str, Any]) -> dict[str, Any]:
     tools: list[dict[str, Any]] = []
     for index, tool in enumerate(config.get("tools") or []):
-        if _kind(tool) != "toolSpec":
+        if kind_of(tool) == "cachePoint":
+            continue
+        if kind_of(tool) != "toolSpec":
             raise InvalidRequest(
-                f'toolConfig.tools.{index} is a "{_kind(tool)}", which this model does not take; send a "toolSpec"'
+                f'toolConfig.tools.{index} is a "{kind_of(tool)}", which this model does not take; send a "toolSpec"'
             )
         spec = tool["toolSpec"]
         function = {
@@ -261,7 +201,7 @@ def _tools(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tool_choice(choice: Mapping[str, Any]) -> str | dict[str, Any] | None:
-    match _kind(choice):
+    match kind_of(choice):
         case "auto":
             return "auto"
         case "any":
@@ -287,24 +227,23 @@ def _response_format(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"type": "json_schema", "json_schema": {"name": wanted.get("name") or "answer", "schema": schema}}
 
 
-def _output(choice: Choice) -> tuple[list[dict[str, Any]], str]:
-    """Content blocks and stop reason. Arguments that are not JSON are given as the string that they are."""
+def _content(choice: Choice) -> tuple[list[dict[str, Any]], bool]:
+    """Content blocks, and whether arguments are not JSON; those are given as the string that they are."""
     content: list[dict[str, Any]] = []
-    stop_reason = _stop_reason(choice.finish_reason, called_tools=bool(choice.tool_calls))
+    malformed = False
     if choice.reasoning:
         content.append({"reasoningContent": {"reasoningText": {"text": choice.reasoning}}})
-    if choice.text or not choice.tool_calls:
+    if choice.text or not (choice.tool_calls or choice.reasoning):
         content.append({"text": choice.text})
     for index, call in enumerate(choice.tool_calls or []):
         function = call["function"]
         try:
             arguments = msgspec.json.decode(function.get("arguments") or "{}")
         except msgspec.DecodeError:
-            arguments = function["arguments"]
-            stop_reason = "malformed_tool_use"
+            arguments, malformed = function["arguments"], True
         use = {"toolUseId": _tool_use_id(call, index), "name": function["name"], "input": arguments}
         content.append({"toolUse": use})
-    return content, stop_reason
+    return content, malformed
 
 
 def _tool_use_id(call: Mapping[str, Any], index: int) -> str:
@@ -312,10 +251,42 @@ def _tool_use_id(call: Mapping[str, Any], index: int) -> str:
     return call.get("id") or f"tooluse_{index}"
 
 
-def _stop_reason(finish_reason: str | None, *, called_tools: bool) -> str:
-    """AWS's stop reason. Engines that were told which tool to call finish with "stop" after calling it."""
-    reason = STOP_REASONS.get(finish_reason or "stop", "end_turn")
+def _stop_reason(
+    choice: Choice, usage: Usage, ctx: ConverseContext, *, called_tools: bool, malformed: bool = False
+) -> str:
+    """AWS's stop reason. An answer that was cut before the tokens asked for filled the model's context."""
+    if choice.finish_reason == "length":
+        asked = ctx.max_tokens
+        return "max_tokens" if asked is not None and usage.completion_tokens >= asked else CONTEXT_EXCEEDED
+    if malformed:
+        return "malformed_tool_use"
+    if choice.stop_sequence is not None:
+        return "stop_sequence"
+    reason = STOP_REASONS.get(choice.finish_reason or "stop", "end_turn")
+    # Engines that were told which tool to call finish with "stop" after calling it.
     return "tool_use" if called_tools and reason == "end_turn" else reason
+
+
+def _additional(choice: Choice, usage: Usage, ctx: ConverseContext) -> dict[str, Any]:
+    """What the response paths find in the answer as InvokeModel would give it, each under the last name of its path.
+
+    A path that finds nothing is left out, as AWS does. ``/stop_sequence`` is there too, the example of AWS's guide.
+    """
+    if not ctx.response_paths:
+        return {}
+    native = OPENAI_CHAT.encode(Completion([choice], usage), ctx.answer) | {"stop_sequence": choice.stop_sequence}
+    found = {}
+    for path in ctx.response_paths:
+        value: Any = native
+        for step in path[1:].split("/"):
+            name = step.replace("~1", "/").replace("~0", "~")
+            if isinstance(value, list) and name.isdigit() and int(name) < len(value):
+                value = value[int(name)]
+            else:
+                value = value.get(name) if isinstance(value, dict) else None
+        if value is not None:
+            found[name] = value
+    return {"additionalModelResponseFields": found}
 
 
 def _usage(usage: Usage) -> dict[str, int]:

@@ -22,7 +22,7 @@ def refusal(field: str, rule: str, value: Any) -> InvalidRequest:
     shown = repr(value)
     if len(shown) > _SHOWN_CHARACTERS:
         shown = shown[:_SHOWN_CHARACTERS] + "…"
-    return InvalidRequest(f"{field} must be {rule}, got {shown}")
+    return InvalidRequest(f"{field} must be {rule}, got {shown}", param=field)
 
 
 def number(

@@ -6,6 +6,7 @@ imported models" (the full answer has vLLM's fields); OpenAI, API reference, Cha
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from outcrop.inference.answer import AnswerContext, Timings, openai_usage
 from outcrop.inference.canonical import Chunk, Completion, GenerateRequest, ModelFacts, Usage
 from outcrop.inference.openai_completion import MAX_CHOICES, MAX_LOGPROBS
 
+MAX_IMAGES = 3  # of a request; AWS, "Advanced API features for imported models"
 ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 _KEPT_OF_A_MESSAGE = ("name", "tool_calls", "tool_call_id", "reasoning_content")
@@ -34,12 +36,13 @@ class OpenAIChat:
             )
         max_tokens = fields.whole(body, "max_tokens", 1)
         wanted: dict[str, Any] = {
-            "messages": _messages(body),
+            "messages": _messages(body, model),
             "max_tokens": fields.whole(body, "max_completion_tokens", 1) or max_tokens,
             **fields.sampling(body),
             "n": fields.whole(body, "n", 1, MAX_CHOICES),
             "logprobs": fields.flag(body, "logprobs"),
             "top_logprobs": fields.whole(body, "top_logprobs", 0, MAX_LOGPROBS),
+            "prompt_logprobs": fields.whole(body, "prompt_logprobs", 0, MAX_LOGPROBS),
             "response_format": fields.response_format(body, schema_may_be_bare=False),
             "structured_outputs": fields.structured_outputs(body),
             "tools": _tools(body),
@@ -66,7 +69,7 @@ class OpenAIChat:
                 },
                 "logprobs": choice.logprobs,
                 "finish_reason": choice.finish_reason,
-                "stop_reason": None,
+                "stop_reason": choice.stop_sequence,
                 "token_ids": None,
             }
             for choice in completion.choices
@@ -139,14 +142,23 @@ def _head(ctx: AnswerContext, kind: str) -> dict[str, Any]:
     return {"id": f"chatcmpl-{ctx.request_id}", "object": kind, "created": ctx.created, "model": ctx.model_label}
 
 
-def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _messages(body: Mapping[str, Any], model: ModelFacts) -> list[dict[str, Any]]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise fields.refusal("messages", "a list of at least one message", messages)
-    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    read = [_message(message, f"messages[{index}]", model) for index, message in enumerate(messages)]
+    images = sum(
+        part["type"] == "image_url"
+        for message in read
+        if isinstance(message["content"], list)
+        for part in message["content"]
+    )
+    if images > MAX_IMAGES:
+        raise InvalidRequest(f"messages hold {images} images; at most {MAX_IMAGES} are taken", param="messages")
+    return read
 
 
-def _message(message: Any, where: str) -> dict[str, Any]:
+def _message(message: Any, where: str, model: ModelFacts) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise fields.refusal(where, 'an object with "role" and "content"', message)
     role = message.get("role")
@@ -156,28 +168,51 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     content = message.get("content")
     # An assistant that only called tools has said nothing.
     if content is not None or not (role == "assistant" and "tool_calls" in kept):
-        content = _content(content, f"{where}.content")
+        content = _content(content, f"{where}.content", model)
     # Chat templates know "system"; "developer" is OpenAI's newer name of it.
     return {"role": "system" if role == "developer" else role, "content": content, **kept}
 
 
-def _content(content: Any, where: str) -> str:
-    """*content* as one string: templates differ in whether they take a list of parts."""
+def _content(content: Any, where: str, model: ModelFacts) -> str | list[dict[str, Any]]:
+    """*content* as one string, as templates differ in whether they take a list of parts; with images, as parts."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
         raise fields.refusal(where, "a string or a list of text parts", content)
     texts = []
+    images = []
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind is None:
             raise fields.refusal(f"{where}[{index}]", 'a part such as {"type": "text", "text": "…"}', part)
+        if kind == "image_url" and model.takes_images:
+            images.append(_image(part, f"{where}[{index}]"))
+            continue
         if kind != "text":
-            raise InvalidRequest(f'{where}[{index}] is of type "{kind}": this model accepts text only')
+            accepted = "text and images" if model.takes_images else "text only"
+            raise InvalidRequest(f'{where}[{index}] is of type "{kind}": this model accepts {accepted}', param=where)
         if not isinstance(part.get("text"), str):
             raise fields.refusal(f"{where}[{index}].text", "a string", part.get("text"))
         texts.append(part["text"])
+    if images:
+        return [*images, *({"type": "text", "text": text} for text in texts)]
     return "\n".join(texts)
+
+
+def _image(part: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """An image within the request; one that would have to be fetched is refused, as AWS does."""
+    image = part.get("image_url")
+    url = image.get("url") if isinstance(image, dict) else None
+    if not isinstance(url, str) or not url.startswith("data:image/"):
+        raise fields.refusal(f"{where}.image_url.url", 'a "data:image/…;base64,…" URL', url)
+    head, _, data = url.partition(",")
+    if not head.endswith(";base64") or not data:
+        raise fields.refusal(f"{where}.image_url.url", 'a "data:image/…;base64,…" URL', url)
+    try:
+        base64.b64decode(data, validate=True)
+    except ValueError:
+        raise fields.refusal(f"{where}.image_url.url", "base64", data) from None
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _tools(body: Mapping[str, Any]) -> list[Any] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from outcrop.errors import InvalidRequest
 from outcrop.inference import fields
 from outcrop.inference.answer import AnswerContext, Timings, openai_usage
 from outcrop.inference.canonical import Chunk, Completion, GenerateRequest, ModelFacts, Usage
@@ -23,13 +24,14 @@ class OpenAICompletion:
     name = "OpenAICompletion"
 
     def decode(self, body: dict[str, Any], model: ModelFacts) -> GenerateRequest:
+        _refuse_unsupported(body)
         wanted: dict[str, Any] = {
             "prompt": _prompt(body),
             "max_tokens": fields.whole(body, "max_tokens", 1) or min(DEFAULT_MAX_TOKENS, model.context_tokens),
             **fields.sampling(body),
             "n": fields.whole(body, "n", 1, MAX_CHOICES),
             "logprobs": fields.whole(body, "logprobs", 0, MAX_LOGPROBS),
-            "echo": fields.flag(body, "echo"),
+            "prompt_logprobs": fields.whole(body, "prompt_logprobs", 0, MAX_LOGPROBS),
             "response_format": fields.response_format(body, schema_may_be_bare=True),
             "structured_outputs": fields.structured_outputs(body),
         }
@@ -38,7 +40,9 @@ class OpenAICompletion:
     def encode(self, completion: Completion, ctx: AnswerContext) -> dict[str, Any]:
         return {
             **_head(ctx),
-            "choices": [_choice(c.index, c.text, c.logprobs, c.finish_reason) for c in completion.choices],
+            "choices": [
+                _choice(c.index, c.text, _logprobs(c.logprobs, 0), c.finish_reason) for c in completion.choices
+            ],
             "usage": openai_usage(completion.usage),
         }
 
@@ -52,13 +56,17 @@ class OpenAICompletionStream:
     def __init__(self, ctx: AnswerContext) -> None:
         self._ctx = ctx
         self._held: dict[str, Any] | None = None
+        self._offsets: dict[int, int] = {}  # choice -> characters sent
 
     def chunk(self, chunk: Chunk) -> dict[str, Any] | None:
         if not chunk.text and not chunk.logprobs and chunk.finish_reason is None:
             return None
-        piece = _head(self._ctx) | {
-            "choices": [_choice(chunk.index, chunk.text, chunk.logprobs, chunk.finish_reason)],
-        }
+        logprobs = None
+        if chunk.logprobs:
+            offset = self._offsets.get(chunk.index, 0)
+            logprobs = _logprobs(chunk.logprobs, offset)
+            self._offsets[chunk.index] = offset + len(chunk.text)
+        piece = _head(self._ctx) | {"choices": [_choice(chunk.index, chunk.text, logprobs, chunk.finish_reason)]}
         if self._ctx.include_usage:
             piece["usage"] = None
         if chunk.finish_reason is None:
@@ -98,6 +106,39 @@ def _head(ctx: AnswerContext) -> dict[str, Any]:
         "object": "text_completion",
         "created": ctx.created,
         "model": ctx.model_label,
+    }
+
+
+def _refuse_unsupported(body: Mapping[str, Any]) -> None:
+    """Refuse what would change the answer and cannot be done, rather than leave it out."""
+    if fields.flag(body, "echo"):
+        raise InvalidRequest("echo is not supported; put the prompt before the answer yourself", param="echo")
+    if body.get("suffix"):
+        raise InvalidRequest("suffix is not supported; leave it out", param="suffix")
+    best_of = fields.whole(body, "best_of", 1)
+    if best_of is not None and best_of != (body.get("n") or 1):
+        raise fields.refusal("best_of", "the same as n", best_of)
+
+
+def _logprobs(logprobs: Any, offset: int) -> dict[str, Any] | None:
+    """*logprobs* in the older form of this API; the first token's text begins *offset* characters into the answer."""
+    if not logprobs:
+        return None
+    if "content" not in logprobs:
+        return dict(logprobs)  # an engine that writes this form itself
+    tokens, offsets = [], []
+    for entry in logprobs["content"]:
+        tokens.append(entry["token"])
+        offsets.append(offset)
+        offset += len(entry["token"])
+    return {
+        "tokens": tokens,
+        "token_logprobs": [entry["logprob"] for entry in logprobs["content"]],
+        "top_logprobs": [
+            {other["token"]: other["logprob"] for other in entry.get("top_logprobs") or []}
+            for entry in logprobs["content"]
+        ],
+        "text_offset": offsets,
     }
 
 

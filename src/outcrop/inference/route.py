@@ -1,4 +1,8 @@
-"""Which format a body of InvokeModel has: AWS decides by the body's keys alone."""
+"""Which format a body of InvokeModel has: its keys decide, as at AWS, unless the model is set to one.
+
+A model's own format matters to clients of older imports, which send ``max_tokens`` and read ``generation`` or
+``outputs`` as they know the model to answer. It concerns bodies with ``prompt`` only.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Any
 from outcrop.errors import InvalidRequest
 from outcrop.inference.answer import BodyDialect
 from outcrop.inference.bedrock_completion import BEDROCK_COMPLETION
+from outcrop.inference.mistral import MISTRAL
 from outcrop.inference.openai_chat import OPENAI_CHAT
 from outcrop.inference.openai_completion import OPENAI_COMPLETION
 
@@ -19,9 +24,22 @@ ROUTES: tuple[tuple[frozenset[str], BodyDialect], ...] = (
 )
 
 
-def dialect_for(body: Mapping[str, Any]) -> BodyDialect:
-    """The format of *body* (AWS, "Invoke your imported model"); raises InvalidRequest when it has none."""
+# What a model may be set to. "llama" is BedrockCompletion, which is Llama's native format.
+DIALECTS: Mapping[str, BodyDialect] = {
+    "llama": BEDROCK_COMPLETION,
+    "mistral": MISTRAL,
+    "openai": OPENAI_COMPLETION,
+}
+
+
+def dialect_for(body: Mapping[str, Any], own: str | None = None) -> BodyDialect:
+    """The format of *body* (AWS, "Invoke your imported model"); raises InvalidRequest when it has none.
+
+    *own*: the model's own, one of ``DIALECTS``, or None.
+    """
     present = {key for key, value in body.items() if value is not None}
+    if own is not None and "prompt" in present and "messages" not in present:
+        return DIALECTS[own]
     for needed, dialect in ROUTES:
         if needed <= present:
             return dialect

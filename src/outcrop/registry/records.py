@@ -44,3 +44,4 @@ class ImportedModel:
     artifact: str
     facts: Mapping[str, Any]
     created_at: float
+    dialect: str | None = None

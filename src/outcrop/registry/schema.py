@@ -46,6 +46,7 @@ imported_models = sa.Table(
     sa.Column("artifact", sa.String(512), nullable=False),  # path below the weight store
     sa.Column("facts", sa.JSON, nullable=False),  # context, sizes, eos ids, engine, proof timings
     sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("dialect", sa.String(16)),  # what bodies with "prompt" are answered in; null: what their keys select
     sa.UniqueConstraint("account", "model_name", name="one_model_per_name"),
 )
 

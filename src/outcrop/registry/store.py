@@ -7,7 +7,7 @@ reader ever sees one without the other.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,14 @@ class Registry:
         """Every model of every account: what the serving catalogue starts from."""
         with self._engine.connect() as db:
             return [_model(row) for row in db.execute(sa.select(imported_models))]
+
+    def set_dialect(self, account: str, identifier: str, dialect: str | None) -> ImportedModel:
+        """The model with its new *dialect*. Raises ModelNotFound."""
+        model = self.model(account, identifier)
+        with self._engine.begin() as db:
+            row = imported_models.c.model_id == model.model_id
+            db.execute(imported_models.update().where(row).values(dialect=dialect))
+        return replace(model, dialect=dialect)
 
     def delete_model(self, account: str, model_id: ModelId) -> None:
         with self._engine.begin() as db:

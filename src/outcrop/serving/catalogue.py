@@ -80,6 +80,7 @@ class Catalogue:
             name=record.model_name,
             context_tokens=self._context(record),
             has_chat_template=record.instruct_supported,
+            dialect=record.dialect,
         )
 
     def spec(self, record: ImportedModel) -> CopySpec:

@@ -2,9 +2,12 @@ import pytest
 
 from outcrop.inference.answer import AnswerContext, Timings
 from outcrop.inference.canonical import ModelFacts, Usage
+from outcrop.inference.converse import ConverseContext
 
 
-def model_facts(*, has_chat_template: bool = True, context_tokens: int = 4096) -> ModelFacts:
+def model_facts(
+    *, has_chat_template: bool = True, context_tokens: int = 4096, takes_images: bool = False
+) -> ModelFacts:
     return ModelFacts(
         model_id="g6vkuhd609s4",
         arn="arn:aws:bedrock:us-east-1:123456789012:imported-model/g6vkuhd609s4",
@@ -12,6 +15,7 @@ def model_facts(*, has_chat_template: bool = True, context_tokens: int = 4096) -
         name="rainbow",
         context_tokens=context_tokens,
         has_chat_template=has_chat_template,
+        takes_images=takes_images,
     )
 
 
@@ -23,6 +27,11 @@ def model() -> ModelFacts:
 @pytest.fixture
 def model_without_template() -> ModelFacts:
     return model_facts(has_chat_template=False)
+
+
+@pytest.fixture
+def seeing_model() -> ModelFacts:
+    return model_facts(takes_images=True)
 
 
 @pytest.fixture
@@ -38,6 +47,11 @@ def ctx() -> AnswerContext:
 @pytest.fixture
 def ctx_with_usage() -> AnswerContext:
     return AnswerContext(request_id="r1", model_label="rainbow", created=1763166682, include_usage=True)
+
+
+@pytest.fixture
+def converse_ctx(ctx) -> ConverseContext:
+    return ConverseContext(ctx, max_tokens=3)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from botocore.validate import ParamValidator
 
 from outcrop.errors import ChatTemplateMissing, InvalidRequest
 from outcrop.inference import converse
+from outcrop.inference.answer import AnswerContext
 from outcrop.inference.canonical import Choice, Chunk, Completion
 
 HI = {"role": "user", "content": [{"text": "hi"}]}
@@ -83,14 +84,14 @@ def test_every_option_reaches_the_canonical_body(model):
         ({"messages": [{"role": "user", "content": [{"text": " "}]}]}, "messages.0.content.0 is blank"),
         (
             {"messages": [{"role": "user", "content": [{"image": {}}]}]},
-            'messages.0.content.0 is a block of type "image"',
+            "This model doesn't support the image field",
         ),
-        ({"system": [{"cachePoint": {}}]}, 'system.0 is a block of type "cachePoint"'),
+        ({"system": [{"image": {}}]}, 'system.0 is a block of type "image"'),
         (
             {"messages": [{"role": "user", "content": [{"toolResult": {"content": [{"image": {}}]}}]}]},
-            'messages.0.content.0.toolResult.content.0 is a block of type "image"',
+            "This model doesn't support the image field",
         ),
-        ({"toolConfig": {"tools": [{"cachePoint": {}}]}}, 'toolConfig.tools.0 is a "cachePoint"'),
+        ({"toolConfig": {"tools": [{"systemTool": {}}]}}, 'toolConfig.tools.0 is a "systemTool"'),
         ({"outputConfig": {"textFormat": {"structure": {"jsonSchema": {"schema": "{"}}}}}, "is not JSON"),
         ({"outputConfig": {"textFormat": {"structure": {"jsonSchema": {"schema": "[]"}}}}}, "must be a JSON object"),
     ],
@@ -145,6 +146,7 @@ def test_tools_and_the_choice_among_them_become_openais(model, given, canonical)
         (Choice(index=0, text="a", finish_reason="stop"), "end_turn", [{"text": "a"}]),
         (Choice(index=0, text="a", finish_reason="length"), "max_tokens", [{"text": "a"}]),
         (Choice(index=0, text="", finish_reason=None), "end_turn", [{"text": ""}]),
+        (Choice(index=0, text="a", finish_reason="stop", stop_sequence="b"), "stop_sequence", [{"text": "a"}]),
         (
             Choice(index=0, text="a", finish_reason="stop", reasoning="hm"),
             "end_turn",
@@ -167,8 +169,8 @@ def test_tools_and_the_choice_among_them_become_openais(model, given, canonical)
         ),
     ],
 )
-def test_a_whole_answer_fits_awss_model(service, usage, timings, choice, stop_reason, content):
-    answer = converse.encode(Completion(choices=[choice], usage=usage), timings)
+def test_a_whole_answer_fits_awss_model(service, usage, timings, converse_ctx, choice, stop_reason, content):
+    answer = converse.encode(Completion(choices=[choice], usage=usage), timings, converse_ctx)
     assert answer == {
         "output": {"message": {"role": "assistant", "content": content}},
         "stopReason": stop_reason,
@@ -181,7 +183,8 @@ def test_a_whole_answer_fits_awss_model(service, usage, timings, choice, stop_re
 
 
 def streamed(service, chunks, usage, timings):
-    encoder = converse.stream()
+    answer = AnswerContext(request_id="r1", model_label="m", created=1)
+    encoder = converse.stream(converse.ConverseContext(answer, max_tokens=3))
     events = [*encoder.start(), *(event for chunk in chunks for event in encoder.chunk(chunk))]
     events += encoder.end(usage, timings)
     shape = service.operation_model("ConverseStream").output_shape.members["stream"]
@@ -238,3 +241,39 @@ def test_reasoning_text_and_each_tool_call_stream_as_blocks_of_their_own(service
 def test_an_answer_without_content_streams_without_blocks(service, usage, timings):
     names = [name for name, _ in streamed(service, [Chunk(finish_reason="stop")], usage, timings)]
     assert names == ["messageStart", "messageStop", "metadata"]
+
+
+IMAGE = {"image": {"format": "png", "source": {"bytes": b"abc"}}}
+
+
+def test_an_image_goes_to_a_model_that_takes_them_as_a_data_url(seeing_model):
+    params = {"messages": [{"role": "user", "content": [{"text": "what is it?"}, IMAGE]}]}
+    (message,) = converse.decode(params, seeing_model).body["messages"]
+    assert message["content"] == [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,YWJj"}},
+        {"type": "text", "text": "what is it?"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([IMAGE] * 4, "4 images; at most 3"),
+        ([{"image": {"format": "png", "source": {"s3Location": {"uri": "s3://a/b"}}}}], "images in S3 are not read"),
+    ],
+)
+def test_images_beyond_the_limits_are_refused(seeing_model, content, said):
+    with pytest.raises(InvalidRequest, match=said):
+        converse.decode({"messages": [{"role": "user", "content": content}]}, seeing_model)
+
+
+def test_cache_points_leave_no_trace(model):
+    point = {"cachePoint": {"type": "default"}}
+    params = {
+        "system": [{"text": "s"}, point],
+        "messages": [{"role": "user", "content": [{"text": "a"}, point]}],
+        "toolConfig": {"tools": [point]},
+    }
+    body = converse.decode(params, model).body
+    assert body["messages"] == [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]
+    assert "tools" not in body

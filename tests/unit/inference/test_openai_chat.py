@@ -197,3 +197,33 @@ def test_usage_follows_as_a_chunk_without_choices_when_asked_for(ctx_with_usage,
     assert closing is not None
     assert (closing["object"], closing["choices"]) == ("chat.completion.chunk", [])
     assert closing["usage"] == {"prompt_tokens": 7, "total_tokens": 10, "completion_tokens": 3}
+
+
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+
+
+def seen(*urls: object) -> list[dict[str, object]]:
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": [{"type": "text", "text": "what is it?"}, *parts]}]
+
+
+def test_images_go_to_a_model_that_takes_them_before_the_text(seeing_model):
+    (message,) = OPENAI_CHAT.decode({"messages": seen(PIXEL, PIXEL, PIXEL)}, seeing_model).body["messages"]
+    assert [part["type"] for part in message["content"]] == ["image_url"] * 3 + ["text"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        (seen(PIXEL, PIXEL, PIXEL, PIXEL), "4 images; at most 3"),
+        (seen(PIXEL, PIXEL) + seen(PIXEL, PIXEL), "4 images; at most 3"),
+        (seen("https://example.org/a.png"), "data:image/"),
+        (seen("data:image/png;base64,%%"), "base64"),
+        (seen("data:image/png,abc"), "data:image/"),
+        (seen(None), "data:image/"),
+    ],
+)
+def test_an_image_that_is_one_too_many_elsewhere_or_broken_is_refused(seeing_model, messages, said):
+    with pytest.raises(InvalidRequest) as refused:
+        OPENAI_CHAT.decode({"messages": messages}, seeing_model)
+    assert said in refused.value.message

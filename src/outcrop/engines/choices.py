@@ -1,0 +1,53 @@
+"""Several choices of one request, each asked of the engine by itself, brought together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from outcrop.errors import ServiceError
+from outcrop.inference.canonical import Chunk
+
+T = TypeVar("T")
+
+
+async def all_or_first_error(asked: list[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results in order; the first error ends the others and is raised by itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in asked]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def merged(streams: list[AsyncGenerator[Chunk, None]]) -> AsyncGenerator[Chunk, None]:
+    """The chunks of all *streams* as they come; the first error ends the others. Closing it closes them."""
+    queue: asyncio.Queue[Chunk | BaseException | None] = asyncio.Queue(maxsize=2 * len(streams))
+
+    async def forward(stream: AsyncGenerator[Chunk, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for chunk in stream:
+                    await queue.put(chunk)
+            await queue.put(None)
+        except ServiceError as exc:
+            await queue.put(exc)
+
+    tasks = [asyncio.create_task(forward(stream)) for stream in streams]
+    try:
+        running = len(tasks)
+        while running:
+            item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,113 @@
+"""The OpenAI API through the OpenAI SDK, against a real engine."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+import openai
+import pytest
+from tests.support.server import Server, wait_for
+
+CHAT: Any = [{"role": "user", "content": "for each record"}]
+TOOL: Any = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "parameters": {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def sdk(server: Server, model: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/openai/v1", api_key=server.credentials.bearer_key, max_retries=0)
+
+
+def test_a_model_goes_by_its_name_and_by_its_arn_under_bedrock_s_prefix_too(sdk: openai.OpenAI, model: str) -> None:
+    by_name = sdk.chat.completions.create(model="tiny", messages=CHAT, max_tokens=4, temperature=0)
+    by_arn = sdk.chat.completions.create(model=model, messages=CHAT, max_tokens=4, temperature=0)
+
+    assert by_name.choices[0].message.content == by_arn.choices[0].message.content
+    assert (by_name.model, by_arn.model) == ("tiny", model)
+    assert sdk.models.retrieve("tiny").id == "tiny"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_usage_of_several_choices_counts_them_all(sdk: openai.OpenAI, stream: bool) -> None:
+    asked: Any = {"model": "tiny", "prompt": "for each", "max_tokens": 4, "n": 3, "seed": 1, "temperature": 1}
+    if not stream:
+        whole = sdk.completions.create(**asked)
+        usage, finished = whole.usage, [choice.index for choice in whole.choices]
+    else:
+        chunks = list(sdk.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+        usage = chunks[-1].usage
+        finished = [c.index for chunk in chunks for c in chunk.choices if c.finish_reason]
+
+    assert usage is not None
+    assert usage.completion_tokens == 12
+    assert sorted(finished) == [0, 1, 2]
+
+
+def test_a_required_tool_is_called_in_a_stream_with_its_arguments_in_pieces(sdk: openai.OpenAI) -> None:
+    stream = sdk.chat.completions.create(
+        model="tiny", messages=CHAT, tools=[TOOL], tool_choice="required", max_tokens=60, stream=True,
+        parallel_tool_calls=False,
+    )  # fmt: skip
+    deltas = [call for chunk in stream for choice in chunk.choices for call in choice.delta.tool_calls or []]
+
+    assert deltas[0].function is not None
+    assert (deltas[0].function.name, deltas[0].type) == ("add", "function")
+    assert deltas[0].id
+    assert len(deltas) > 2
+    assert isinstance(json.loads("".join(d.function.arguments or "" for d in deltas if d.function))["a"], bool)
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"temperature": 9}, "temperature"),
+        ({"messages": []}, "messages"),
+        ({"n": 99}, "n"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "mul"}}}, "tool_choice"),
+        ({"stream_options": {"include_usage": "yes"}}, "include_usage"),
+        ({"extra_body": {"prompt_logprobs": 1}}, "prompt_logprobs"),
+    ],
+)
+def test_an_error_names_its_parameter_in_openai_s_shape(sdk: openai.OpenAI, asked: Any, param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        sdk.chat.completions.create(**{"model": "tiny", "messages": CHAT, "max_tokens": 2, **asked})
+
+    assert refused.value.param == param
+    assert refused.value.type == "invalid_request_error"
+    assert param in refused.value.message
+
+
+@pytest.mark.parametrize("asked", [{"echo": True}, {"suffix": "x"}, {"best_of": 2}])
+def test_what_a_completion_cannot_do_is_refused_by_name(sdk: openai.OpenAI, asked: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match=next(iter(asked))):
+        sdk.completions.create(model="tiny", prompt="x", max_tokens=1, **asked)
+
+
+def test_an_unknown_model_is_openai_s_model_not_found(sdk: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as absent:
+        sdk.embeddings.create(model="absent", input="x")
+
+    assert (absent.value.code, absent.value.param) == ("model_not_found", "model")
+
+
+def test_a_model_that_generates_text_says_that_it_gives_no_embeddings(sdk: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"tiny \(.*\) generates text and gives no embeddings"):
+        sdk.embeddings.create(model="tiny", input="x")
+
+
+def test_hanging_up_on_several_choices_frees_them_all(server: Server, model: str) -> None:
+    body = json.dumps({"model": "tiny", "prompt": "for", "n": 3, "max_tokens": 450, "stream": True, "ignore_eos": True})
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.credentials.bearer_key}\r\n"
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        assert connection.recv(100)
+
+    wait_for(lambda: all(copy["in_flight"] == 0 for copy in server.status()["copies"]), 10)
