@@ -351,6 +351,38 @@ def test_a_tool_s_result_goes_back_and_tools_are_counted_with_the_template(runti
     assert without < counted
 
 
+def test_what_a_chat_template_refuses_is_told_in_its_own_words(server: Server, runtime: Any, tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "strict")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    rule = "{% if messages|length > 1 and messages[0].role == messages[1].role %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    config["chat_template"] = rule + config["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    arn = server.import_model(folder, "strict")
+    body = json.dumps({"messages": MESSAGES * 3, "max_tokens": 1})
+
+    said = refused(runtime, "invoke_model", modelId=arn, body=body)
+    assert said == "The model's chat template refuses the messages: roles must alternate"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": "x", "name": 5}]},
+        {"messages": MESSAGES, "tools": [{"function": {"name": "a", "parameters": 5}}]},
+        {"messages": MESSAGES, "logit_bias": {"x": 1}},
+        {"messages": [*MESSAGES, {"role": "assistant", "tool_calls": [{}]}]},
+        {"prompt": [999999], "max_tokens": 1},
+        {"prompt": "a", "max_tokens": 1, "structured_outputs": {"regex": 5}},
+        {"prompt": "a", "max_tokens": 1, "structured_outputs": {"regex": "(a{0,900}){0,900}"}},
+        {"prompt": "a", "max_tokens": 1, "structured_outputs": {"json": {"$ref": "#"}}},
+        {"prompt": "a", "max_tokens": 1, "structured_outputs": {"json": {"type": "integer", "minimum": "x"}}},
+        {"prompt": "a", "max_tokens": 1, "structured_outputs": {"json": {"type": "array", "prefixItems": 5}}},
+    ],
+)
+def test_nonsense_is_the_caller_s_error_and_never_the_server_s(runtime: Any, model: str, body: dict[str, Any]) -> None:
+    assert refused(runtime, "invoke_model", modelId=model, body=json.dumps(body))
+
+
 def test_thoughts_come_back_as_reasoning_content_whole_and_streamed(
     server: Server, runtime: Any, tmp_path: Path
 ) -> None:

@@ -134,8 +134,11 @@ class SchemaGrammar:
     def _object(self, given: Mapping[str, Any], where: str) -> str:
         declared = given.get("properties") or {}
         required = given.get("required") or []
-        if not isinstance(declared, Mapping) or not isinstance(required, list):
-            raise InvalidRequest(f"properties in the JSON schema at {where} must be an object, required a list")
+        are_names = isinstance(required, list) and all(isinstance(name, str) for name in required)
+        if not isinstance(declared, Mapping) or not are_names:
+            raise InvalidRequest(
+                f"properties in the JSON schema at {where} must be an object, required a list of names"
+            )
         properties = {**declared, **{name: True for name in required if name not in declared}}
         more = given.get("additionalProperties", True)
         if properties:
@@ -163,9 +166,10 @@ class SchemaGrammar:
     def _array(self, given: Mapping[str, Any], where: str) -> str:
         least = _count(given, "minItems", where) or 0
         most = _count(given, "maxItems", where)
-        fixed = [
-            self.value(item, f"{where}.prefixItems.{index}") for index, item in enumerate(given.get("prefixItems", []))
-        ]
+        leading = given.get("prefixItems") or []
+        if not isinstance(leading, list):
+            raise InvalidRequest(f"prefixItems in the JSON schema at {where} must be a list")
+        fixed = [self.value(item, f"{where}.prefixItems.{index}") for index, item in enumerate(leading)]
         if fixed:
             if given.get("items") not in (None, False) or least > len(fixed) or (most or least) not in (0, len(fixed)):
                 raise _refused("prefixItems beside items or counts of its own", where)
@@ -232,7 +236,8 @@ def _integer(given: Mapping[str, Any], where: str) -> str:
     bounds: dict[str, int | None] = {}
     for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
         value = given.get(key)
-        if value is not None and (isinstance(value, bool) or value != int(value) or abs(value) > _LARGEST):
+        is_whole = isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0
+        if value is not None and (not is_whole or abs(value) > _LARGEST):
             raise InvalidRequest(f"{key} in the JSON schema at {where} must be a whole number of at most 16 digits")
         bounds[key] = None if value is None else int(value)
     lows = [bounds["minimum"], None if bounds["exclusiveMinimum"] is None else bounds["exclusiveMinimum"] + 1]

@@ -310,8 +310,10 @@ def _fault(status: int, error: _Error) -> ServiceError:
             f"The prompt has {error.n_prompt_tokens} tokens; this model's context holds {error.n_ctx} tokens. "
             "Shorten the prompt."
         )
-    if status == 400:
-        return InvalidRequest(error.message)
+    # What the template or the reader of messages minds comes as a 500, but is the caller's.
+    if status == 400 or error.message.startswith(("Failed to parse messages", "Failed to parse tools")):
+        _, refused, why = error.message.partition("Jinja Exception: ")
+        return InvalidRequest(f"The model's chat template refuses the messages: {why}" if refused else error.message)
     return EngineFault(f"the engine answered {status}: {error.message}", engine_status=status)
 
 

@@ -58,11 +58,11 @@ def flag(body: Body, field: str) -> bool | None:
     return value
 
 
-def text(body: Body, field: str) -> str:
+def text(body: Body, field: str, *, called: str | None = None) -> str:
     """The string under *field*, which must be there and hold something."""
     value = body.get(field)
     if not isinstance(value, str) or not value:
-        raise refusal(field, "a string that is not empty", value)
+        raise refusal(called or field, "a string that is not empty", value)
     return value
 
 
@@ -119,6 +119,8 @@ def other_sampling(body: Body) -> dict[str, Any]:
 def _logit_bias(body: Body) -> dict[str, Any] | None:
     bias = mapping(body, "logit_bias")
     for token in bias or {}:
+        if not token.isdecimal():
+            raise refusal("logit_bias", "an object from token ids to numbers", token)
         number(bias or {}, token, -100, 100, called=f"logit_bias.{token}")
     return bias
 
@@ -165,6 +167,8 @@ def structured_outputs(body: Body) -> dict[str, Any] | None:
         isinstance(choice, list) and choice and all(isinstance(item, str) for item in choice)
     ):
         raise refusal("structured_outputs.choice", "a list of strings that is not empty", choice)
+    for kind in constraints.keys() & {"regex", "grammar"}:
+        text(constraints, kind, called=f"structured_outputs.{kind}")
     return constraints
 
 

@@ -10,6 +10,8 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from outcrop.errors import ChatTemplateMissing, InvalidRequest
 from outcrop.inference import fields
 from outcrop.inference.answer import AnswerContext, Timings, openai_usage
@@ -19,7 +21,7 @@ from outcrop.inference.openai_completion import MAX_CHOICES, MAX_LOGPROBS
 MAX_IMAGES = 3  # of a request; AWS, "Advanced API features for imported models"
 ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
-_KEPT_OF_A_MESSAGE = ("name", "tool_calls", "tool_call_id", "reasoning_content")
+_KEPT_TEXTS = ("name", "tool_call_id", "reasoning_content")  # of a message, beside its role and content
 
 
 class OpenAIChat:
@@ -164,13 +166,39 @@ def _message(message: Any, where: str, model: ModelFacts) -> dict[str, Any]:
     role = message.get("role")
     if role not in ROLES:
         raise fields.refusal(f"{where}.role", f"one of {', '.join(ROLES)}", role)
-    kept = {key: message[key] for key in _KEPT_OF_A_MESSAGE if message.get(key)}
+    kept: dict[str, Any] = {
+        key: fields.text(message, key, called=f"{where}.{key}") for key in _KEPT_TEXTS if message.get(key)
+    }
+    if message.get("tool_calls"):
+        kept["tool_calls"] = _tool_calls(message["tool_calls"], f"{where}.tool_calls")
     content = message.get("content")
     # An assistant that only called tools has said nothing.
     if content is not None or not (role == "assistant" and "tool_calls" in kept):
         content = _content(content, f"{where}.content", model)
     # Chat templates know "system"; "developer" is OpenAI's newer name of it.
     return {"role": "system" if role == "developer" else role, "content": content, **kept}
+
+
+def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
+    """Calls that an assistant message repeats, with the arguments as JSON text."""
+    if not isinstance(calls, list):
+        raise fields.refusal(where, "a list", calls)
+    read = []
+    for index, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise fields.refusal(f"{where}[{index}]", 'a call such as {"id": "…", "function": {"name": "…"}}', call)
+        arguments = function.get("arguments") or "{}"
+        try:
+            document = msgspec.json.decode(arguments) if isinstance(arguments, str) else arguments
+        except msgspec.DecodeError:
+            document = None
+        if not isinstance(document, dict):
+            raise fields.refusal(f"{where}[{index}].function.arguments", "a JSON object as a string", arguments)
+        text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
+        written = {"name": function["name"], "arguments": text}
+        read.append({"id": str(call.get("id") or index), "type": "function", "function": written})
+    return read
 
 
 def _content(content: Any, where: str, model: ModelFacts) -> str | list[dict[str, Any]]:
@@ -223,15 +251,21 @@ def _tools(body: Mapping[str, Any]) -> list[Any] | None:
         raise fields.refusal("tools", "a list", tools)
     for index, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        given = function if isinstance(function, dict) else {}
+        name, parameters = given.get("name"), given.get("parameters") or {}
+        if not (isinstance(name, str) and name and isinstance(parameters, dict)):
             rule = 'a function such as {"type": "function", "function": {"name": "…", "parameters": {…}}}'
             raise fields.refusal(f"tools[{index}]", rule, tool)
-    return tools
+    return [{"type": "function", **tool} for tool in tools]
 
 
 def _tool_choice(body: Mapping[str, Any]) -> str | dict[str, Any] | None:
     choice: str | dict[str, Any] | None = body.get("tool_choice")
-    if choice is None or choice in ("none", "auto", "required"):
+    if choice is None or choice in ("none", "auto"):
+        return choice
+    if not body.get("tools"):
+        raise InvalidRequest("tool_choice asks for a call, but there are no tools; send tools", param="tool_choice")
+    if choice == "required":
         return choice
     function = choice.get("function") if isinstance(choice, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):

@@ -93,8 +93,6 @@ def test_a_chat_parameter_that_breaks_a_rule_is_refused_by_name(model, field, va
     ("field", "value"),
     [
         ("tools", [TOOL]),
-        ("tool_choice", "required"),
-        ("tool_choice", {"type": "function", "function": {"name": "add"}}),
         ("logprobs", True),
         ("top_logprobs", 5),
         ("chat_template_kwargs", {"enable_thinking": False}),
@@ -227,3 +225,27 @@ def test_an_image_that_is_one_too_many_elsewhere_or_broken_is_refused(seeing_mod
     with pytest.raises(InvalidRequest) as refused:
         OPENAI_CHAT.decode({"messages": messages}, seeing_model)
     assert said in refused.value.message
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
+def test_a_choice_among_tools_passes_on_and_without_tools_is_refused(model, choice):
+    body = {"messages": [HI], "tool_choice": choice}
+    assert OPENAI_CHAT.decode({**body, "tools": [TOOL]}, model).body["tool_choice"] == choice
+    with pytest.raises(InvalidRequest, match="send tools"):
+        OPENAI_CHAT.decode(body, model)
+
+
+def test_repeated_calls_are_written_in_one_way(model):
+    calls = [{"function": {"name": "add", "arguments": {"a": 1}}}, {"id": "c", "function": {"name": "add"}}]
+    body = {"messages": [HI, {"role": "assistant", "tool_calls": calls}]}
+    assert OPENAI_CHAT.decode(body, model).body["messages"][1]["tool_calls"] == [
+        {"id": "0", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}},
+        {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}},
+    ]
+
+
+@pytest.mark.parametrize("calls", ["x", [{}], [5], [{"function": {"name": "a", "arguments": "{bad"}}]])
+def test_repeated_calls_that_are_none_are_refused_with_their_place(model, calls):
+    body = {"messages": [HI, {"role": "assistant", "tool_calls": calls}]}
+    with pytest.raises(InvalidRequest, match=r"messages\[1\]\.tool_calls"):
+        OPENAI_CHAT.decode(body, model)
