@@ -46,10 +46,10 @@ def runtime(server: Server) -> Any:
 @pytest.fixture(scope="module")
 def tool_model(server: Server, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model whose chat template shows tools, as Hermes and Qwen write them."""
-    folder = make_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tools", context=2048)
+    folder = make_checkpoint(tmp_path_factory.mktemp("checkpoints") / "runtime-tools", context=2048)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": HERMES}))
-    return server.import_model(folder, "tools")
+    return server.import_model(folder, "runtime-tools")
 
 
 @pytest.fixture(scope="module")
