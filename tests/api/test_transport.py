@@ -18,7 +18,7 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EventStreamError
 from tests.support.front_door import BEARER, CHUNK, KEY, SECRET, FrontDoor
 from tests.support.http2 import Http2
 from tests.support.server import wait_for
@@ -285,6 +285,16 @@ def test_boto3_waits_as_long_as_the_server_asks(door: FrontDoor, monkeypatch: py
         client.invoke_model(modelId="scripted", body="{}")
 
     assert [round(wait) for wait in waits] == [4, 4]
+
+
+def test_a_defect_inside_an_open_stream_is_an_event_of_the_stream(door: FrontDoor) -> None:
+    stream = door.client().invoke_model_with_response_stream(modelId="defect", body="{}")["body"]
+
+    assert next(iter(stream))["chunk"]["bytes"] == b"{}"
+    with pytest.raises(EventStreamError) as caught:
+        list(stream)
+    assert caught.value.response["Error"]["Code"] == "internalServerException"
+    assert "Zero" not in str(caught.value)
 
 
 def test_a_client_that_stops_reading_stops_the_stream_and_frees_it_when_it_leaves(door: FrontDoor) -> None:

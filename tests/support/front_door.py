@@ -21,9 +21,11 @@ from botocore.config import Config
 
 from outcrop.access.authenticate import Authenticator
 from outcrop.access.identities import AccessKey, BearerKey, MemoryCredentials, Principal
+from outcrop.api.bedrock_runtime import EVENT_STREAM
 from outcrop.api.http import Response, Stream
 from outcrop.api.routes import Gateway
 from outcrop.app import listening
+from outcrop.awswire.eventstream import encode_chunk
 from outcrop.awswire.service import Router, Service
 from outcrop.settings import Settings
 from outcrop.telemetry.metrics import Metrics
@@ -34,7 +36,7 @@ CHUNK = b"x" * 65536
 
 
 class Runtime:
-    """Answers by model name: ``echo`` gives the body back, ``flood`` streams without end; others as *script* says."""
+    """Answers by model name: ``echo`` gives the body back, ``flood`` streams without end, ``defect`` breaks off; others as *script* says."""
 
     def __init__(self) -> None:
         self.script: dict[str, Callable[[], Any]] = {}
@@ -51,7 +53,13 @@ class Runtime:
     async def stream(self, params: Mapping[str, Any], principal: Principal, measured: Any) -> Stream:
         if made := self.script.get(params["modelId"]):
             raise made()
+        if params["modelId"] == "defect":
+            return Stream(200, [("content-type", EVENT_STREAM)], self._defect())
         return Stream(200, [("content-type", "application/octet-stream")], self._flood())
+
+    async def _defect(self) -> AsyncIterator[bytes]:
+        yield encode_chunk(b"{}")
+        raise ZeroDivisionError
 
     async def _flood(self) -> AsyncIterator[bytes]:
         self.open_streams += 1

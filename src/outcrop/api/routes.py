@@ -15,12 +15,12 @@ from outcrop.access.authenticate import Authenticator
 from outcrop.access.identities import Principal
 from outcrop.api.admin import Admin
 from outcrop.api.bedrock import Bedrock
-from outcrop.api.bedrock_runtime import BedrockRuntime
+from outcrop.api.bedrock_runtime import EVENT_STREAM, BedrockRuntime
 from outcrop.api.generation import Measured
 from outcrop.api.http import ClientGone, Receive, Request, Response, Send, Stream, respond, while_connected
 from outcrop.api.openai import OpenAI
 from outcrop.api.refusals import REFUSED_FOR_IMPORTED_MODELS, refusal
-from outcrop.api.wire_errors import aws_error, openai_error
+from outcrop.api.wire_errors import aws_error, openai_error, stream_defect
 from outcrop.awswire.parse import request as parse_request
 from outcrop.awswire.serialize import serialize_response
 from outcrop.awswire.service import Router
@@ -30,6 +30,7 @@ from outcrop.telemetry.metrics import Metrics
 log = structlog.get_logger(__name__)
 
 _JSON = [("content-type", "application/json")]
+_DEFECT = ServiceFault("The server failed on this request; its log has the details.")
 _TEXT = [("content-type", "text/plain; charset=utf-8")]
 
 
@@ -110,8 +111,16 @@ class Gateway:
             response = to_wire(exc)
         except Exception:
             log.exception("a request hit a defect", request_id=request.request_id)
-            response = to_wire(ServiceFault("The server failed on this request; its log has the details."))
-        await respond(response, request.request_id, send)
+            response = to_wire(_DEFECT)
+        try:
+            await respond(response, request.request_id, send)
+        except Exception:
+            if not isinstance(response, Stream):
+                raise
+            log.exception("an open stream hit a defect", request_id=request.request_id)
+            is_event_stream = ("content-type", EVENT_STREAM) in response.headers
+            last = stream_defect(_DEFECT, is_event_stream=is_event_stream)
+            await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _aws_route(self, request: Request, path: str, body: bytes, principal: Principal) -> Response | Stream:
         match = self._router.match(request.method, path)

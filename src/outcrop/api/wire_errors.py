@@ -12,6 +12,7 @@ import msgspec
 
 from outcrop import errors
 from outcrop.api.http import Response
+from outcrop.awswire.eventstream import encode_exception
 from outcrop.errors import ServiceError
 
 WireTable = Mapping[type[ServiceError], tuple[str, int]]
@@ -97,3 +98,10 @@ def openai_error(exc: ServiceError) -> Response:
     param = exc.param if isinstance(exc, errors.InvalidRequest) else "model" if code == "model_not_found" else None
     body = {"error": {"message": exc.message, "type": kind, "param": param, "code": code}}
     return Response(status, [("content-type", "application/json"), *retry_headers(exc)], msgspec.json.encode(body))
+
+
+def stream_defect(exc: ServiceError, *, is_event_stream: bool) -> bytes:
+    """The last words of an open stream that broke by a defect of ours: an AWS event, or one of OpenAI's."""
+    if is_event_stream:
+        return encode_exception("internalServerException", exc.message)
+    return b"data: " + openai_error(exc).body + b"\n\n"
