@@ -20,7 +20,8 @@ def test_converse_answers_streams_and_batches_the_same_text(found: Scenarios) ->
 
     assert whole["stop"] == "max_tokens"
     assert whole["usage"]["output_tokens"] == 6
-    assert streamed["text"] == whole["text"]
+    # llama.cpp holds white space at the end of a stream back in case a tool call follows, and drops it.
+    assert streamed["text"].rstrip() == whole["text"].rstrip()
     assert streamed["pieces"] > 6
     assert value(found, "converse_batch") == [whole["text"]] * 3
 
