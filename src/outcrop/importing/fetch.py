@@ -14,7 +14,7 @@ from outcrop.importing.disk import DiskLedger
 from outcrop.importing.preflight import Preflight
 from outcrop.importing.sources.base import Source, SourceFile
 from outcrop.importing.tasks import in_thread, tasks
-from outcrop.importing.transfer import FILES_AT_A_TIME, Brought, Transfer
+from outcrop.importing.transfer import FILES_AT_A_TIME, Brought, Transfer, allocated_bytes, part_of
 from outcrop.importing.weights import WeightStore
 
 WIDENED_UP_TO_BYTES = 1_000_000_000  # the converter widens models that are smaller than this in float32
@@ -49,10 +49,10 @@ class Fetch:
         async def one(file: SourceFile) -> None:
             async with gate:
                 target = folder / file.name
-                brought = await self._transfer.bring(self._source, file, target, tensors.get(file.name), heard)
+                brought = await self._transfer.bring(
+                    self._source, file, target, tensors.get(file.name), heard, self._took
+                )
                 await in_thread(self._store.keep, target, brought.sha256)
-                if brought.how == "downloaded":
-                    self._disk.written(self._job_id, file.size_bytes)
                 await self._note(brought)
 
         async with tasks() as group:
@@ -85,14 +85,19 @@ class Fetch:
     async def _reserve(self, checkpoint: Checkpoint, missing: list[SourceFile]) -> None:
         """Have the disk's space promised. Raises StorageFull with the numbers."""
         copied = 0
+        folder = self._store.staging(self._job_id) / "checkpoint"
         for file in missing:
             is_linkable = file.path is not None and self._store.is_same_file_system(file.path)
-            copied += 0 if is_linkable else file.size_bytes
+            # What an earlier try of the job took is no longer counted as free.
+            copied += 0 if is_linkable else max(0, file.size_bytes - allocated_bytes(part_of(folder / file.name)))
         free = await in_thread(self._store.free_bytes)
         # The artefact holds the vocabulary too, in fewer bytes than the files that are not weights.
         texts = sum(self._sizes.values()) - checkpoint.weight_bytes
         artifact = artifact_bytes(checkpoint)
         self._disk.reserve(self._job_id, copied + artifact + (max(0, texts) if artifact else 0), free)
+
+    def _took(self, count: int) -> None:
+        self._disk.written(self._job_id, count)
 
     async def _note(self, brought: Brought) -> None:
         async with self._noting:

@@ -60,11 +60,18 @@ class Transfer:
         self._threads = ThreadPoolExecutor(max(4, 2 * len(os.sched_getaffinity(0))), "transfer")
 
     async def bring(
-        self, source: Source, file: SourceFile, target: Path, tensors: Tensors | None, heard: Heard
+        self,
+        source: Source,
+        file: SourceFile,
+        target: Path,
+        tensors: Tensors | None,
+        heard: Heard,
+        took: Heard = lambda _: None,
     ) -> Brought:
         """*target* becomes *file*, linked or downloaded; *tensors* of its header are scanned.
 
-        *heard* gets the number of bytes that each step brought. Raises the source's errors, and OSError of the store.
+        *heard* gets the number of bytes that each step brought, *took* those of the disk that are now taken for the
+        file. Raises the source's errors, and OSError of the store.
         """
         scanner = FileScanner(file.name, tensors) if tensors is not None else None
         digest = FileDigest(file.name, file.size_bytes, file.checksums)
@@ -72,7 +79,7 @@ class Transfer:
         if is_linked:
             await self._read_linked(file, target, digest, scanner, heard)
         else:
-            await self._download(source, file, target, digest, scanner, heard)
+            await self._download(source, file, target, digest, scanner, heard, took)
         return Brought(
             name=file.name,
             size_bytes=file.size_bytes,
@@ -113,15 +120,18 @@ class Transfer:
         digest: FileDigest,
         scanner: FileScanner | None,
         heard: Heard,
+        took: Heard,
     ) -> None:
-        part = target.with_name(target.name + ".part")
+        part = part_of(target)
         journal = _Journal(target.with_name(target.name + ".journal"), file)
         durable = await self._thread(journal.durable_bytes, part)
         handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o600)
         syncer = _Syncer(handle, journal, durable, self._thread)
         try:
             if file.size_bytes:
+                before = allocated_bytes(part)
                 await self._thread(os.posix_fallocate, handle, 0, file.size_bytes)  # a full disk shows now
+                took(max(0, file.size_bytes - before))
 
             async def again(_: int, body: memoryview) -> None:
                 await self._pass(body, digest, scanner)
@@ -202,6 +212,19 @@ class Transfer:
 
     async def _thread(self, call: Callable[..., _T], *arguments: Any) -> _T:
         return await in_thread(call, *arguments, threads=self._threads)
+
+
+def part_of(target: Path) -> Path:
+    """Where a file is while it is being downloaded."""
+    return target.with_name(target.name + ".part")
+
+
+def allocated_bytes(path: Path) -> int:
+    """Bytes of the disk that a file holds, whether or not they were written; 0 for one that is not there."""
+    try:
+        return path.stat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 class _Journal:

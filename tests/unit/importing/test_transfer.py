@@ -197,8 +197,10 @@ async def test_a_killed_download_asks_only_for_what_is_not_on_disk(tmp_path: Pat
     assert durable >= SYNC_BYTES
 
     source = MemorySource(weights=content(3 * SYNC_BYTES))
-    brought = await Transfer(64 << 20).bring(source, source.file("weights"), target, None, lambda _: None)
+    taken: list[int] = []
+    brought = await Transfer(64 << 20).bring(source, source.file("weights"), target, None, lambda _: None, taken.append)
 
+    assert taken == [0], "the first try had taken the disk for all of it"
     assert min(start for _, start, _ in source.asked) == durable
     assert brought.sha256 == hashlib.sha256(source.bodies["weights"]).hexdigest()
     assert target.read_bytes() == source.bodies["weights"]
