@@ -44,7 +44,7 @@ def show_model(name: str = typer.Argument(help="Name or ARN."), home: Path | Non
     facts = found["facts"]
     typer.echo(f"{found['model_name']}  {found['model_arn']}")
     typer.echo(f"  from      {found['source']}, {found['architecture']}, {found['model_units']} unit(s) per copy")
-    plain = {key: value for key, value in facts.items() if not isinstance(value, dict | list)}
+    plain = {key: value for key, value in facts.items() if not isinstance(value, dict | list | None)}
     for key, value in plain.items():
         typer.echo(f"  {key:<22} {value}")
     for key, seconds in {**found["timings"], **facts.get("proof", {})}.items():
