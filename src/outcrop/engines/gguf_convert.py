@@ -180,7 +180,10 @@ def _announce(writer: Any, tensor: Target) -> None:
 
 
 def _blocks(checkpoint: Checkpoint, sources: Mapping[str, mmap.mmap], tensor: Target) -> Iterator[Array]:
-    """The artefact's form of *tensor*, some rows at a time. Raises CheckpointRejected unless all values are finite."""
+    """The artefact's form of *tensor*, some rows at a time.
+
+    That all values are finite was seen when the bytes arrived (``importing.scan``); they are not looked at again.
+    """
     for part in tensor.parts:
         places = [checkpoint.tensors[name] for name in part.sources]
         arrays = [_stored(sources[shard], info) for shard, info in places]
@@ -188,8 +191,6 @@ def _blocks(checkpoint: Checkpoint, sources: Mapping[str, mmap.mmap], tensor: Ta
             ((shard, info),) = places
             yield from _rows(sources[shard], shard, info, arrays[0], part, tensor)
             continue
-        for name, (shard, info), array in zip(part.sources, places, arrays, strict=True):
-            _refuse_broken(shard, name, array if part.index is None else array[part.index], info.dtype)
         whole = part.transform(*(array if part.index is None else array[part.index] for array in arrays))
         dtype = places[0][1].dtype
         rows = max(1, _BLOCK // math.prod(whole.shape[1:]))
@@ -203,32 +204,11 @@ def _rows(source: mmap.mmap, shard: str, info: TensorInfo, array: Array, part: P
     rows = unit * max(1, _BLOCK // (unit * math.prod(array.shape[1:])))
     for begin in range(0, array.shape[0], rows):
         block = array[begin : begin + rows]
-        if not_finite(block, info.dtype).any():
-            _refuse_broken(shard, part.sources[0], array, info.dtype)
         if part.heads:
             block = permute(block, block.shape[0] // unit)
         yield _as(block, info.dtype, tensor, shard, part.sources[0])
         passed = begin * array.strides[0]
         _forget(source, info.start + passed, min(info.end, info.start + passed + rows * array.strides[0]))
-
-
-def _refuse_broken(shard: str, name: str, array: Array, dtype: str) -> None:
-    """Raise CheckpointRejected with count and first place of the values that are not finite, if there are any."""
-    broken, first = 0, -1
-    rows = max(1, _BLOCK // math.prod(array.shape[1:]))
-    for begin in range(0, array.shape[0], rows):
-        wrong = not_finite(array[begin : begin + rows], dtype)
-        if count := int(np.count_nonzero(wrong)):
-            first = first if broken else begin * math.prod(array.shape[1:]) + int(wrong.argmax())
-            broken += count
-    if not broken:
-        return
-    place = list(map(int, np.unravel_index(first, array.shape)))
-    raise CheckpointRejected.of(
-        f"{shard}: tensor {name} holds values that are not finite (NaN or infinity): {broken} of {array.size}, the "
-        f"first at {place}. The training run diverged or the file was damaged; import an earlier checkpoint.",
-        shard,
-    )
 
 
 def _as(block: Array, stored: str, tensor: Target, shard: str, name: str) -> Array:
