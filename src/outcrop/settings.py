@@ -38,7 +38,7 @@ class ObjectStore(BaseModel):
     )
     profile: str | None = Field(default=None, description="Profile of the AWS configuration files to take keys from.")
     access_key_id: str | None = Field(default=None, description="Access key, with secret_access_key.")
-    secret_access_key: SecretStr | None = None
+    secret_access_key: SecretStr | None = Field(default=None, validate_default=True)
     session_token: SecretStr | None = None
     assume_role: bool = Field(
         default=False, description="Read as the job's roleArn, by AssumeRole; else with the store's own credentials."
@@ -193,13 +193,19 @@ class Settings(BaseSettings):
         return self.cpu_threads or len(os.sched_getaffinity(0))
 
 
+def _shown(error: Any) -> str:
+    """The value that was refused, unless it is a secret."""
+    is_secret = any(word in str(error["loc"][-1:]) for word in ("secret", "token"))
+    return "(hidden)" if is_secret else repr(error["input"])
+
+
 def load(**flags: Any) -> Settings:
     """Settings from *flags* (None means not given), environment, file and defaults. Raises BadSetting."""
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as exc:
         problems = "; ".join(
-            f"{'.'.join(map(str, error['loc'])) or 'settings'}={error['input']!r}: {error['msg']}"
+            f"{'.'.join(map(str, error['loc'])) or 'settings'}={_shown(error)}: {error['msg']}"
             f" (OUTCROP_{str(error['loc'][0]).upper() if error['loc'] else '*'})"
             for error in exc.errors()
         )

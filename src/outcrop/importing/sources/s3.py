@@ -362,4 +362,4 @@ def _short(exc: BaseException) -> str:
     code, status = _CODE.search(str(exc)), _STATUS.search(str(exc))
     if status:
         return f"HTTP {status.group(1)}{f' {code.group(1)}' if code else ''}"
-    return (str(exc).splitlines() or [type(exc).__name__])[0][:200]
+    return (str(exc).splitlines() or [type(exc).__name__])[0].rsplit(" - ", 1)[-1][:200]
