@@ -6,10 +6,13 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from outcrop.importing.weights import WeightStore
+
+LOOKS = 5
 
 
 def inventory(store: WeightStore, names: Mapping[str, str], job_ids: Collection[str]) -> dict[str, Any]:
@@ -19,6 +22,13 @@ def inventory(store: WeightStore, names: Mapping[str, str], job_ids: Collection[
     other name outside the store, and its artefact. ``shared_bytes`` is used by others as well, ``linked_bytes`` also
     lies where it was imported from and costs the disk nothing more.
     """
+    for _ in range(LOOKS - 1):
+        with suppress(FileNotFoundError):  # a deletion went through meanwhile: look again
+            return _looked(store, names, job_ids)
+    return _looked(store, names, job_ids)
+
+
+def _looked(store: WeightStore, names: Mapping[str, str], job_ids: Collection[str]) -> dict[str, Any]:
     users: dict[int, set[str]] = defaultdict(set)
     folders = {path.name: path for path in (store.root / "models").iterdir()}
     jobs = {path.name: path for path in (store.root / "staging").iterdir()}

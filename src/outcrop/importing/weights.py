@@ -24,6 +24,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,14 @@ class WeightStore:
 
     def known(self, uri: str) -> dict[str, Any]:
         """Facts by name of the files that models were imported with from *uri*; the latest import wins."""
+        records = []
+        for path in (self.root / "models").glob("*/fetched"):
+            with suppress(FileNotFoundError):  # its model was deleted just now
+                records.append((path.stat().st_mtime, json.loads(path.read_bytes())))
         found: dict[str, Any] = {}
-        for record in sorted((self.root / "models").glob("*/fetched"), key=lambda path: path.stat().st_mtime):
-            entry = json.loads(record.read_bytes())
-            if entry.get("uri") == uri:
-                found.update(entry["files"])
+        for _, record in sorted(records, key=lambda entry: entry[0]):
+            if record["uri"] == uri:
+                found.update(record["files"])
         return found
 
     def mark_fetched(self, job_id: str, uri: str, files: Mapping[str, Any]) -> None:
