@@ -9,11 +9,12 @@ import json
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 import uvloop
 from granian.constants import Interfaces
@@ -28,6 +29,7 @@ from outcrop.api.bedrock import Bedrock
 from outcrop.api.bedrock_runtime import BedrockRuntime
 from outcrop.api.generation import Generation
 from outcrop.api.openai import OpenAI
+from outcrop.api.operations import Operations
 from outcrop.api.routes import Gateway
 from outcrop.awswire.service import Router, Service
 from outcrop.engines.base import Engine
@@ -36,11 +38,16 @@ from outcrop.engines.llama_cpp import LlamaCpp
 from outcrop.errors import BadSetting
 from outcrop.importing.jobs import Importer
 from outcrop.importing.weights import WeightStore, write_atomically
+from outcrop.launchers import machine
 from outcrop.launchers.local import LocalLauncher
 from outcrop.registry.records import ImportedModel
+from outcrop.registry.serving_records import ServingRecords
 from outcrop.registry.store import Registry
-from outcrop.serving.catalogue import Catalogue
+from outcrop.serving.aliases import Aliases
+from outcrop.serving.catalogue import Catalogue, proven_start
 from outcrop.serving.fleet import Fleet
+from outcrop.serving.schedule import Scaling
+from outcrop.serving.starts import Tier
 from outcrop.settings import Settings
 from outcrop.telemetry import logs
 from outcrop.telemetry.metrics import Metrics
@@ -80,15 +87,27 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         registry = await asyncio.to_thread(Registry.open, settings.database)
         store = await asyncio.to_thread(WeightStore, settings.store)
         metrics = Metrics()
-        catalogue = Catalogue(settings, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        catalogue = Catalogue(settings, machine.memory_bytes())
         catalogue.load(await asyncio.to_thread(registry.all_models))
         engines: list[Engine] = [LlamaCpp(request_timeout_s=settings.request_timeout_s)]
         if settings.custom_engine:
             engines.append(Custom(settings.custom_engine, request_timeout_s=settings.request_timeout_s))
-        fleet = Fleet(engines, LocalLauncher(), settings=settings)
+        records = ServingRecords(registry)
+        fleet = Fleet(
+            engines,
+            LocalLauncher(settings.run / "copies"),
+            settings=settings,
+            memory_bytes=settings.memory_bytes or int(machine.memory_bytes() * machine.MEMORY_SHARE),
+            cores=settings.cpu_cores or machine.cores(),
+            on_start=lambda model_id, tier, seconds: _in_background(records.add_start, model_id, tier, seconds),
+            model_count=catalogue.count,
+        )
+        aliases = Aliases(catalogue=catalogue, fleet=fleet, records=records)
+        await _remembered(records, catalogue, fleet, aliases)
 
         async def on_model(model: ImportedModel) -> None:
             catalogue.add(model)
+            fleet.learned(model.model_id, proven_start(model))
 
         importer = Importer(
             settings=settings, registry=registry, store=store, fleet=fleet, spec=catalogue.spec, on_model=on_model
@@ -109,6 +128,9 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             runtime=BedrockRuntime(catalogue, generation),
             openai=OpenAI(catalogue, generation),
             admin=Admin(region=settings.region, registry=registry, importer=importer, catalogue=catalogue, fleet=fleet),
+            operations=Operations(
+                catalogue=catalogue, fleet=fleet, aliases=aliases, records=records, settings=settings
+            ),
             metrics=metrics,
             max_body_bytes=settings.max_body_bytes,
             is_ready=lambda: is_ready,
@@ -130,6 +152,32 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             is_ready = False
             # New requests are refused while running ones end; the listener closes after them.
             await fleet.close(settings.drain_s)
+
+
+async def _remembered(records: ServingRecords, catalogue: Catalogue, fleet: Fleet, aliases: Aliases) -> None:
+    """Give serving back what it knew: starts that were measured (the proof run's at least), scaling, aliases."""
+    seen = await asyncio.to_thread(records.starts)
+    scaling = await asyncio.to_thread(records.scaling)
+    aliases.load(await asyncio.to_thread(records.aliases))
+    for served in catalogue.everything():
+        model_id = served.record.model_id
+        fleet.learned(model_id, proven_start(served.record))
+        fleet.learned(model_id, [(Tier(tier), seconds) for tier, seconds in seen.get(model_id, ())])
+        if model_id in scaling:
+            fleet.configure(model_id, msgspec.json.decode(scaling[model_id], type=Scaling))
+            fleet.adopt(served.spec)
+
+
+def _in_background(work: Callable[..., None], *args: Any) -> None:
+    """Run *work* on a thread; what it remembers is of use, not of need."""
+
+    def run() -> None:
+        try:
+            work(*args)
+        except Exception:
+            log.warning("something could not be remembered", exc_info=True)
+
+    asyncio.get_running_loop().run_in_executor(None, run)
 
 
 @contextlib.asynccontextmanager

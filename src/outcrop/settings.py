@@ -89,22 +89,84 @@ class Settings(BaseSettings):
         description="Longest time in s that a request waits for a copy, then 429 ModelNotReadyException; "
         "0 answers at once. Default clients stop reading after 60 s.",
     )
+    stream_hold_limit_s: float = Field(
+        default=300.0,
+        ge=0,
+        le=3600,
+        description="Longest time in s that a stream waits for a copy: it is opened with heartbeats that clients skip.",
+    )
+    heartbeat_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=50,
+        description="A held stream is opened after this time in s, and sends a heartbeat this often. Until then a "
+        "failure is a plain error, which clients retry.",
+    )
     hold_queue_requests: int = Field(
-        default=1024, ge=1, description="Requests held per model; one more gets 429 ThrottlingException."
+        default=2048, ge=1, description="Requests held per model; one more gets 429 ThrottlingException."
     )
-    keep_alive_s: float = Field(
-        default=300.0, ge=0, description="Idle time in s after which a copy that has served is stopped; 0 at once."
+    hold_queue_bytes: int = Field(
+        default=256_000_000, ge=1_000, description="Bytes of request bodies held per model; over it 429."
     )
-    max_copies: int = Field(default=1, ge=1, le=1000, description="Most copies of one model at a time.")
+    hold_queue_requests_per_principal: int = Field(
+        default=1024, ge=1, description="Requests of one principal held per model; one more gets 429."
+    )
+    hold_queue_bytes_per_principal: int = Field(
+        default=128_000_000, ge=1_000, description="Bytes of one principal's requests held per model; over it 429."
+    )
+    keep_alive_s: float | None = Field(
+        default=None,
+        ge=0,
+        description="Idle time in s after which a copy may go; 300 is AWS's. Unset: the break-even of the model's own "
+        "cold start (5 s to 1 h).",
+    )
+    stop_idle: bool = Field(
+        default=False,
+        description="Stop a copy as soon as its keep-alive has ended. Otherwise it stays, evictable, until another "
+        "model needs the memory or the cores.",
+    )
+    max_copies: int = Field(
+        default=3,
+        ge=1,
+        le=1000,
+        description="Most copies of one model at a time. A further copy starts only while cores are free.",
+    )
     start_deadline_s: float = Field(
-        default=300.0, gt=0, description="Longest start of a copy in s; a copy not ready by then is stopped."
+        default=0.0,
+        ge=0,
+        description="Longest start of a copy in s; one not ready by then is stopped. 0 derives it from the model's "
+        "bytes and earlier starts.",
+    )
+    starts_in_parallel: int = Field(
+        default=2, ge=1, le=64, description="Copies that start at a time; of those that wait the smallest goes first."
+    )
+    memory_bytes: int = Field(
+        default=0, ge=0, description="Memory for copies in bytes; 0 takes four fifths of what this machine grants."
+    )
+    cpu_cores: int = Field(
+        default=0, ge=0, le=4096, description="Cores that copies share; 0 takes those this process may use."
+    )
+    probe_s: float = Field(
+        default=5.0, gt=0, description="Time in s between health checks of a copy; three missed ones replace it."
+    )
+    stall_s: float = Field(
+        default=60.0, gt=0, description="Longest wait in s for a stream's next token; then the copy is replaced."
+    )
+    copy_log_bytes: int = Field(
+        default=1_000_000, ge=10_000, description="Size of a copy's log from which its older half is cut."
+    )
+    copy_logs_kept: int = Field(
+        default=10, ge=1, le=1000, description="Logs of ended copies kept per model; older ones are removed."
     )
     drain_s: float = Field(
         default=30.0, ge=0, description="Time in s that running requests get at shutdown; 0 ends them at once."
     )
     request_timeout_s: float = Field(default=900.0, gt=0, description="Longest wait in s for the engine's next bytes.")
     cpu_threads: int = Field(
-        default=0, ge=0, description="Compute threads per copy; 0 takes the cores this process may use."
+        default=0,
+        ge=0,
+        description="Compute threads per copy; 0 shares the free cores: all for an only model, half where others may "
+        "come.",
     )
     slots: int = Field(
         default=0, ge=0, le=256, description="Requests that one copy runs at a time; 0 derives it from memory."

@@ -20,7 +20,7 @@ from tests.support.server import Server, wait_for
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Server]:
     """A server of the test's own, with short times."""
-    server = Server(tmp_path / "home", keep_alive_s=1, drain_s=5, cpu_threads=1).start()
+    server = Server(tmp_path / "home", keep_alive_s=1, stop_idle=True, drain_s=5, cpu_threads=1).start()
     yield server
     server.stop()
 

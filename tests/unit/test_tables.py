@@ -16,7 +16,6 @@ from outcrop.errors import ServiceError
 from outcrop.importing.states import IllegalTransition, Phase, advance
 from outcrop.registry.schema import metadata
 from outcrop.registry.store import Registry
-from outcrop.serving.policy import Facts, Params, decide
 
 
 def every_error(cls: type[ServiceError] = ServiceError) -> list[type[ServiceError]]:
@@ -79,26 +78,3 @@ def test_a_job_that_ended_never_moves_again() -> None:
         for ended in (Phase.COMPLETED, Phase.FAILED):
             with pytest.raises(IllegalTransition):
                 advance(ended, phase)
-
-
-def facts(**given: float) -> Facts:
-    return Facts(**{"ready": 0, "starting": 0, "in_flight": 0, "held": 0, "idle_s": 0, "slots": 4, **given})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("given", "desired"),
-    [
-        ({}, 0),
-        ({"held": 1}, 1),
-        ({"held": 1, "starting": 1}, 1),
-        ({"held": 9, "ready": 1, "in_flight": 4}, 3),
-        ({"held": 90}, 3),
-        ({"ready": 1, "idle_s": 9}, 1),
-        ({"ready": 1, "idle_s": 10}, 0),
-        ({"ready": 1, "idle_s": 10, "in_flight": 1}, 1),
-        ({"starting": 1, "idle_s": 10}, 1),
-        ({"held": 1, "is_backing_off": True}, 0),
-    ],
-)
-def test_the_policy_wants(given: dict[str, float], desired: int) -> None:
-    assert decide(facts(**given), Params(max_copies=3, keep_alive_s=10)).desired == desired

@@ -86,6 +86,7 @@ class Admin:
             "slots": entry.spec.slots,
             "threads": entry.spec.threads,
             "dialect": entry.facts.dialect,
+            **structs.asdict(self._fleet.model_status(entry.spec)),
         }
 
     def status(self, principal: Principal) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import msgspec
 
 from outcrop.access.identities import Principal
 from outcrop.api.generation import Generation, Measured, usage_or_zero
+from outcrop.api.holding import stream_when_ready
 from outcrop.api.http import Response, Stream
 from outcrop.api.wire_errors import AWS, wire_error
 from outcrop.awswire.documents import decode_object
@@ -24,6 +25,7 @@ from outcrop.serving.catalogue import Catalogue, Served
 
 Handler = Callable[[Mapping[str, Any], Principal, Measured], Awaitable[Response | Stream | dict[str, Any]]]
 EVENT_STREAM = "application/vnd.amazon.eventstream"
+HEARTBEAT = encode_event("heartbeat", b"{}")  # no type of the service model, so SDKs skip it
 INVOKE_METRICS = "amazon-bedrock-invocationMetrics"
 
 # Operation -> method of BedrockRuntime. The compatibility page is made from this.
@@ -40,6 +42,7 @@ IN_CONVERSE_STREAM = {
     "ValidationException": "validationException",
     "ThrottlingException": "throttlingException",
     "ServiceUnavailableException": "serviceUnavailableException",
+    "ModelNotReadyException": "serviceUnavailableException",  # the event streams have no member of its name
     "ModelErrorException": "modelStreamErrorException",
     "ModelTimeoutException": "modelStreamErrorException",
 }
@@ -76,10 +79,10 @@ class BedrockRuntime:
         body = _json_body(params.get("body", b""))
         guardrails.refuse_unknown(params.get("guardrailIdentifier"), params.get("guardrailVersion"), body)
         dialect = dialect_for(body, served.facts.dialect)
-        chunks = await self._generation.stream(served, dialect.decode(body, served.facts), measured)
+        pending = self._generation.stream(served, dialect.decode(body, served.facts), measured)
         encoder = dialect.stream(_context(served.facts, measured))
 
-        async def parts() -> AsyncIterator[bytes]:
+        async def parts(chunks: AsyncIterator[Chunk]) -> AsyncIterator[bytes]:
             usage: Usage | None = None
             async with aclosing(chunks):  # type: ignore[type-var]
                 try:
@@ -96,7 +99,7 @@ class BedrockRuntime:
             yield encode_chunk(msgspec.json.encode(last))
 
         headers = [("content-type", EVENT_STREAM), ("x-amzn-bedrock-content-type", "application/json")]
-        return Stream(200, headers, parts())
+        return Stream(200, headers, await self._when_ready(pending, parts))
 
     async def converse(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> dict[str, Any]:
         served, request, context = self._converse(params, principal, measured)
@@ -105,8 +108,9 @@ class BedrockRuntime:
 
     async def converse_stream(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> Stream:
         served, request, context = self._converse(params, principal, measured)
-        chunks = await self._generation.stream(served, request, measured)
-        return Stream(200, [("content-type", EVENT_STREAM)], _converse_parts(chunks, measured, context))
+        pending = self._generation.stream(served, request, measured)
+        parts = await self._when_ready(pending, lambda chunks: _converse_parts(chunks, measured, context))
+        return Stream(200, [("content-type", EVENT_STREAM)], parts)
 
     def _converse(
         self, params: Mapping[str, Any], principal: Principal, measured: Measured
@@ -129,6 +133,14 @@ class BedrockRuntime:
         else:
             raise InvalidRequest('input must hold "invokeModel" or "converse"', param="input")
         return {"inputTokens": await self._generation.count_tokens(served, request, measured)}
+
+    async def _when_ready(
+        self,
+        pending: Awaitable[AsyncIterator[Chunk]],
+        parts: Callable[[AsyncIterator[Chunk]], AsyncIterator[bytes]],
+    ) -> AsyncIterator[bytes]:
+        every_s = self._generation.heartbeat_s
+        return await stream_when_ready(pending, parts, heartbeat=HEARTBEAT, every_s=every_s, failed=_stream_error)
 
 
 async def _converse_parts(

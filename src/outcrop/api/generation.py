@@ -7,14 +7,21 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from msgspec import structs
+
+from outcrop.api.holding import Patience
 from outcrop.errors import EngineFault, ServiceError
 from outcrop.inference.answer import Timings
 from outcrop.inference.canonical import Chunk, Completion, GenerateRequest, Usage
 from outcrop.serving.catalogue import Served
-from outcrop.serving.fleet import Fleet, Lease
+from outcrop.serving.copies import Lease
+from outcrop.serving.fleet import Fleet
+from outcrop.serving.hold import Ask
+from outcrop.serving.router import prefix_of, weight_of
 from outcrop.settings import Settings
 from outcrop.telemetry.metrics import Metrics
 
+_ANYONE = Patience(Ask(), None, None)
 ATTEMPTS = 2  # a copy that dies before its first byte costs the caller nothing: another one answers
 
 
@@ -25,6 +32,7 @@ class Measured:
     started: float
     request_id: str
     created: int  # seconds since the epoch
+    patience: Patience | None = None
     held_s: float = 0.0
     engine_s: float = 0.0
     first_byte_at: float | None = None
@@ -46,13 +54,18 @@ class Generation:
         self._settings = settings
         self._metrics = metrics
 
+    @property
+    def heartbeat_s(self) -> float:
+        """After how long a held stream is opened, and how often it then hears a heartbeat."""
+        return self._settings.heartbeat_s
+
     async def complete(self, served: Served, request: GenerateRequest, measured: Measured) -> Completion:
         """The whole answer. A copy that breaks mid-way is retried once on another one: nothing was sent yet."""
         outcome = "cancelled"
         completion: Completion | None = None
         try:
             for attempt in range(1, ATTEMPTS + 1):
-                lease = await self._acquire(served, measured)
+                lease = await self._acquire(served, request, measured, self._settings.hold_limit_s)
                 begun = time.perf_counter()
                 try:
                     completion = await lease.engine.complete(lease.endpoint, request)
@@ -76,7 +89,7 @@ class Generation:
 
     async def count_tokens(self, served: Served, request: GenerateRequest, measured: Measured) -> int:
         """Tokens that the engine would read for *request*."""
-        lease = await self._acquire(served, measured)
+        lease = await self._acquire(served, request, measured, self._settings.hold_limit_s)
         begun = time.perf_counter()
         try:
             return await lease.engine.count_tokens(lease.endpoint, request)
@@ -88,7 +101,7 @@ class Generation:
         """The answer's chunks; returns only when the first is there, so that earlier failures are plain errors."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                lease = await self._acquire(served, measured)
+                lease = await self._acquire(served, request, measured, self._settings.stream_hold_limit_s)
             except ServiceError as exc:
                 self._metrics.request(served.facts.name, type(exc).__name__, measured, None)
                 raise
@@ -136,10 +149,16 @@ class Generation:
             release()
             self._metrics.request(served.facts.name, outcome, measured, usage)
 
-    async def _acquire(self, served: Served, measured: Measured) -> Lease:
-        asked = time.perf_counter()
+    async def _acquire(self, served: Served, request: GenerateRequest, measured: Measured, limit_s: float) -> Lease:
+        asked, patience = time.perf_counter(), measured.patience or _ANYONE
+        ask = structs.replace(
+            patience.ask,
+            prefix=prefix_of(request.body),
+            weight=weight_of(request.body, patience.ask.size_bytes),
+        )
+        hold_s = limit_s if patience.hold_s is None else patience.hold_s
         try:
-            return await self._fleet.acquire(served.spec, hold_s=self._settings.hold_limit_s)
+            return await self._fleet.acquire(served.spec, hold_s=hold_s, ask=ask, task=patience.task)
         finally:
             measured.held_s += time.perf_counter() - asked
 

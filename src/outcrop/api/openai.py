@@ -10,15 +10,19 @@ import msgspec
 
 from outcrop.access.identities import Principal
 from outcrop.api.generation import Generation, Measured, usage_or_zero
+from outcrop.api.holding import stream_when_ready
 from outcrop.api.http import Response, Stream
 from outcrop.api.wire_errors import openai_error
 from outcrop.awswire.documents import decode_object
 from outcrop.errors import InvalidRequest, ServiceError
 from outcrop.inference import fields
 from outcrop.inference.answer import AnswerContext
+from outcrop.inference.canonical import Chunk
 from outcrop.inference.openai_chat import OpenAIChat
 from outcrop.inference.openai_completion import OpenAICompletion, include_usage
 from outcrop.serving.catalogue import Catalogue, Served
+
+HEARTBEAT = b": waiting for a copy\n\n"
 
 
 class OpenAI:
@@ -60,10 +64,9 @@ class OpenAI:
             completion = await self._generation.complete(served, request, measured)
             answer = dialect.encode(completion, context)
             return _json(answer, [("x-outcrop-gateway-ms", f"{measured.gateway_ms():.3f}")])
-        chunks = await self._generation.stream(served, request, measured)
         encoder = dialect.stream(context)
 
-        async def parts() -> AsyncIterator[bytes]:
+        async def parts(chunks: AsyncIterator[Chunk]) -> AsyncIterator[bytes]:
             usage = None
             async with aclosing(chunks):  # type: ignore[type-var]
                 try:
@@ -72,7 +75,7 @@ class OpenAI:
                         if (payload := encoder.chunk(chunk)) is not None:
                             yield _sse(payload)
                 except ServiceError as exc:
-                    yield b"data: " + openai_error(exc).body + b"\n\n"
+                    yield _failed(exc)
                     return
             last = encoder.last(usage_or_zero(usage), measured.timings())
             for payload in (last, encoder.usage_chunk(usage_or_zero(usage))):
@@ -81,7 +84,14 @@ class OpenAI:
             yield b"data: [DONE]\n\n"
 
         headers = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
-        return Stream(200, headers, parts())
+        pending = self._generation.stream(served, request, measured)
+        every_s = self._generation.heartbeat_s
+        opened = await stream_when_ready(pending, parts, heartbeat=HEARTBEAT, every_s=every_s, failed=_failed)
+        return Stream(200, headers, opened)
+
+
+def _failed(exc: ServiceError) -> bytes:
+    return b"data: " + openai_error(exc).body + b"\n\n"
 
     def _find(self, body: dict[str, Any], principal: Principal) -> Served:
         """The model that *body* names, by name, ARN or id."""

@@ -17,8 +17,10 @@ from outcrop.api.admin import Admin
 from outcrop.api.bedrock import Bedrock
 from outcrop.api.bedrock_runtime import EVENT_STREAM, BedrockRuntime
 from outcrop.api.generation import Measured
+from outcrop.api.holding import patience
 from outcrop.api.http import ClientGone, Receive, Request, Response, Send, Stream, respond, while_connected
 from outcrop.api.openai import OpenAI
+from outcrop.api.operations import Operations
 from outcrop.api.refusals import REFUSED_FOR_IMPORTED_MODELS, refusal
 from outcrop.api.wire_errors import aws_error, openai_error, stream_defect
 from outcrop.awswire.parse import request as parse_request
@@ -46,6 +48,7 @@ class Gateway:
         runtime: BedrockRuntime,
         openai: OpenAI,
         admin: Admin,
+        operations: Operations,
         metrics: Metrics,
         max_body_bytes: int,
         is_ready: Callable[[], bool],
@@ -56,6 +59,7 @@ class Gateway:
         self._runtime = runtime
         self._openai = openai
         self._admin = admin
+        self._operations = operations
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
         self._is_ready = is_ready
@@ -135,7 +139,7 @@ class Gateway:
         if not is_served:
             raise refusal(operation.name, params)
         if is_runtime:
-            measured = _measured(request)
+            measured = _measured(request, principal, len(body))
             try:
                 answer = await self._runtime.handlers[operation.name](params, principal, measured)
             except EngineFault as exc:
@@ -152,11 +156,13 @@ class Gateway:
     async def _openai_route(self, request: Request, path: str, body: bytes, principal: Principal) -> Response | Stream:
         match request.method, path:
             case "POST", "/v1/chat/completions":
-                return await self._openai.generate("chat", body, principal, _measured(request))
+                return await self._openai.generate("chat", body, principal, _measured(request, principal, len(body)))
             case "POST", "/v1/embeddings":
                 return self._openai.embeddings(body, principal)
             case "POST", "/v1/completions":
-                return await self._openai.generate("completion", body, principal, _measured(request))
+                return await self._openai.generate(
+                    "completion", body, principal, _measured(request, principal, len(body))
+                )
             case "GET", "/v1/models":
                 return self._openai.models(principal)
             case "GET", _ if path.startswith("/v1/models/"):
@@ -188,6 +194,10 @@ class Gateway:
             return Response(200, _JSON, msgspec.json.encode(await self._admin.store()))
         if request.method == "POST" and path == "/outcrop/v1/store/collect":
             return Response(200, _JSON, msgspec.json.encode(await self._admin.collect_store()))
+        parts = [unquote(part) for part in path.removeprefix("/outcrop/v1/").split("/")]
+        answer = await self._operations.route(request.method, parts, body, principal)
+        if answer is not None:
+            return Response(200, _JSON, msgspec.json.encode(answer))
         raise NotFound(f"There is nothing at {request.method} {path[:200]}.")
 
 
@@ -195,5 +205,10 @@ def _is_own(path: str) -> bool:
     return path == "/metrics" or path.startswith("/outcrop/")
 
 
-def _measured(request: Request) -> Measured:
-    return Measured(started=request.started, request_id=request.request_id, created=int(time.time()))
+def _measured(request: Request, principal: Principal, size_bytes: int) -> Measured:
+    return Measured(
+        started=request.started,
+        request_id=request.request_id,
+        created=int(time.time()),
+        patience=patience(request.header_map(), principal, size_bytes),
+    )

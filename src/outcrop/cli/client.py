@@ -47,29 +47,30 @@ class Client:
 
     def get(self, path: str) -> Any:
         """JSON of one of the server's own resources. Raises BadSetting with the server's own words."""
-        return self._ask("GET", path)
+        return self.send("GET", path)
 
     def patch(self, path: str, change: dict[str, Any]) -> Any:
         """JSON of one of the server's own resources after *change*."""
-        return self._ask("PATCH", path, json.dumps(change).encode())
+        return self.send("PATCH", path, change)
 
     def post(self, path: str) -> Any:
         """JSON of what the server answers to an order without a body."""
-        return self._ask("POST", path)
+        return self.send("POST", path)
 
-    def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
+    def send(self, method: str, path: str, body: Any = None, *, timeout_s: float = 30) -> Any:
+        """JSON that one of the server's own resources answers. Raises BadSetting with the server's own words."""
         import ssl
 
         request = urllib.request.Request(  # noqa: S310  (the URL is our own server's)
             self.url + path,
-            body,
-            {"Authorization": f"Bearer {self.credentials.bearer_key}", "Content-Type": "application/json"},
             method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {self.credentials.bearer_key}", "Content-Type": "application/json"},
         )
         is_tls = self.url.startswith("https")
         context = ssl.create_default_context(cafile=str(self.settings.home / "tls" / "ca.pem")) if is_tls else None
         try:
-            with urllib.request.urlopen(request, timeout=30, context=context) as response:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=timeout_s, context=context) as response:  # noqa: S310
                 return json.load(response)
         except urllib.error.HTTPError as exc:
             with exc:

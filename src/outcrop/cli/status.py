@@ -11,15 +11,33 @@ from outcrop.cli.client import HOME, JSON, connect, echo_json, show
 
 
 def status(home: Path | None = HOME, as_json: bool = JSON) -> None:
-    """Show the copies: state, age, requests."""
+    """Show the models with how soon each could answer, and the copies: state, age, requests."""
     found = connect(home).get("/outcrop/v1/status")
     if as_json:
         echo_json(found)
         return
+    models = [
+        {
+            "model_name": model["model_name"],
+            "state": model["state"],
+            "held": model["held"],
+            "memory": f"{model['memory_bytes'] / 1e9:.2f}",
+            **{tier: "not measured" if wake is None else f"{wake:.2f}" for tier, wake in model["wake_s"].items()},
+        }
+        for model in found["models"]
+    ]
+    wake = {"cached": "WAKE S, CACHED", "disk": "WAKE S, FROM DISK"}
+    show(
+        models,
+        {"model_name": "MODEL", "state": "STATE", "held": "HELD", "memory": "COPY GB", **wake},
+        as_json=False,
+    )
+    typer.echo()
     columns = {
         "model_name": "MODEL",
         "copy_id": "COPY",
         "state": "STATE",
+        "threads": "THREADS",
         "age_s": "AGE S",
         "in_flight": "IN FLIGHT",
         "requests": "REQUESTS",

@@ -27,7 +27,9 @@ class CopySpec(Struct, frozen=True):
     slots: int
     threads: int
     kv_f32: bool
-    engine: str = "llama.cpp"  # name of the engine that runs it
+    engine: str = "llama.cpp"  # which of the server's engines runs it
+    weight_bytes: int = 0  # mapped from the artefact, shared by its copies
+    kv_bytes: int = 0  # the key-value cache of all slots
 
 
 class Engine(Protocol):

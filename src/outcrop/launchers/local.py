@@ -1,4 +1,9 @@
-"""Copies as child processes of this server."""
+"""Copies as child processes of this server.
+
+Each process is recorded (pid, its start time, the boot it belongs to) before it may load anything. A process leaves
+by itself when its parent's pipe closes; one that cannot, because it was stopped or hangs, is found by its record and
+reaped when the server starts again. Adopting it instead would be wrong: what still lives then does not answer.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +16,42 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 
 from outcrop.errors import EngineFault
+
+log = structlog.get_logger(__name__)
 
 # All that a copy inherits; the rest of the environment may hold credentials that are none of its business.
 _INHERITED = frozenset(
     {"HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TMPDIR", "TZ", "VIRTUAL_ENV"}
 )
 _INHERITED_PREFIXES = ("OMP_", "GOMP_", "CUDA_", "NVIDIA_")
+# Threads that wait for each other by spinning take the cores that the others need (docs/benchmarks/serving.md).
+_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
 _LAST_LOG_BYTES = 2_000
 _KILL_WAIT_S = 10.0
+
+
+class ProcessRecord(msgspec.Struct, frozen=True):
+    """Enough to tell later whether a pid is still the process that was started."""
+
+    pid: int
+    started: int  # clock ticks since boot, as the kernel says
+    boot: str
+    command: str
 
 
 class Process:
     """A running copy: one process group, and the pipe whose closing tells it that nobody needs it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, announced: dict[str, Any]) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, announced: dict[str, Any], log_path: Path, record: Path | None
+    ) -> None:
         self._process = process
+        self._record = record
         self.announced = announced
+        self.log_path = log_path
 
     @property
     def pid(self) -> int:
@@ -45,9 +68,22 @@ class Process:
     async def stop(self, grace_s: float) -> None:
         """Ask the group to end, kill it after *grace_s*. Returns once it is gone; again does nothing."""
         await _stop(self._process, grace_s)
+        _forget(self._record)
+
+    def trim_log(self, limit_bytes: int) -> None:
+        """Keep the newer half of the log once it is longer than *limit_bytes*."""
+        trim(self.log_path, limit_bytes)
+
+    def last_log_lines(self, limit_bytes: int = _LAST_LOG_BYTES) -> str:
+        return tail(self.log_path, limit_bytes)
 
 
 class LocalLauncher:
+    """Starts processes. *records*: folder where each is written down; None keeps no record."""
+
+    def __init__(self, records: Path | None = None) -> None:
+        self._records = records
+
     async def start(self, argv: Sequence[str], stdin_line: bytes, log_path: Path, deadline_s: float) -> Process:
         """Start *argv*, hand it *stdin_line*, return it once it has announced itself.
 
@@ -55,38 +91,96 @@ class LocalLauncher:
         Raises EngineFault, with the end of its log, when it exits, reports an error, or says nothing in *deadline_s*.
         Whatever goes wrong, cancellation included, no process is left.
         """
-        log = _open_log(log_path)
+        try:
+            log_file = _open_log(log_path)
+        except OSError as exc:
+            raise EngineFault(f"cannot write the copy's log {log_path}: {exc}") from exc
+        inherited = {k: v for k, v in os.environ.items() if k in _INHERITED or k.startswith(_INHERITED_PREFIXES)}
         try:
             process = await asyncio.create_subprocess_exec(
                 *argv,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                stderr=log,
+                stderr=log_file,
                 start_new_session=True,
-                env={k: v for k, v in os.environ.items() if k in _INHERITED or k.startswith(_INHERITED_PREFIXES)},
+                env={**_DEFAULTS, **inherited},
             )
         except OSError as exc:
             raise EngineFault(f"cannot start {argv[0]}: {exc}") from exc
         finally:
-            os.close(log)
+            os.close(log_file)
+        record = self._write_down(process.pid, argv)
         try:
             async with asyncio.timeout(deadline_s):
                 announced = await _announcement(process, stdin_line)
-        except TimeoutError:
-            await _stop(process, 0)
-            raise EngineFault(f"the copy was not ready within {deadline_s:g} s{_end_of(log_path)}") from None
-        except BaseException:
-            await asyncio.shield(_stop(process, 0))
+        except BaseException as exc:
+            await asyncio.shield(_end(process, record))
+            if isinstance(exc, TimeoutError):
+                raise EngineFault(f"the copy was not ready within {deadline_s:g} s{_end_of(log_path)}") from None
             raise
-        if announced is None:
-            await _stop(process, 0)
-            raise EngineFault(
-                f"the copy ended before it was ready, with status {process.returncode}{_end_of(log_path)}"
-            )
-        if "error" in announced:
-            await _stop(process, 0)
+        if announced is None or "error" in announced:
+            await _end(process, record)
+            if announced is None:
+                raise EngineFault(
+                    f"the copy ended before it was ready, with status {process.returncode}{_end_of(log_path)}"
+                )
             raise EngineFault(f"the copy could not start: {announced['error']}{_end_of(log_path)}")
-        return Process(process, announced)
+        return Process(process, announced, log_path, record)
+
+    def reap(self) -> list[int]:
+        """End the recorded processes that an earlier server left behind; their pids. A pid reused since is spared."""
+        if self._records is None or not self._records.is_dir():
+            return []
+        reaped = []
+        for path in self._records.glob("*.json"):
+            with suppress(OSError, msgspec.MsgspecError):
+                record = msgspec.json.decode(path.read_bytes(), type=ProcessRecord)
+                if record.boot == _boot() and _started(record.pid) == record.started:
+                    _signal_group(record.pid, signal.SIGKILL)
+                    reaped.append(record.pid)
+                    log.warning("reaped a process of an earlier server", pid=record.pid, command=record.command)
+            path.unlink(missing_ok=True)
+        return reaped
+
+    def _write_down(self, pid: int, argv: Sequence[str]) -> Path | None:
+        if self._records is None:
+            return None
+        started, path = _started(pid), self._records / f"{pid}.json"
+        if started is None:  # already gone, or a system without /proc
+            return None
+        record = ProcessRecord(pid=pid, started=started, boot=_boot(), command=" ".join(argv)[:200])
+        try:
+            self._records.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.write_bytes(msgspec.json.encode(record))
+        except OSError as exc:
+            # A full disk must not keep a copy from starting: it only loses the second way of being cleaned up.
+            log.warning("a process could not be recorded", pid=pid, reason=str(exc))
+            return None
+        return path
+
+
+def trim(path: Path, limit_bytes: int) -> None:
+    """Cut *path* to its newer half once it is over *limit_bytes*. The writer appends, so it goes on at the end."""
+    with suppress(OSError):
+        if path.stat().st_size <= limit_bytes:
+            return
+        with path.open("r+b") as file:
+            file.seek(-limit_bytes // 2, os.SEEK_END)
+            rest = file.read()
+            file.truncate(0)
+        with path.open("ab") as file:
+            file.write(b"[earlier lines were cut]\n" + rest[rest.find(b"\n") + 1 :])
+
+
+def tail(path: Path, limit_bytes: int) -> str:
+    """The end of a log; empty when there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - limit_bytes))
+            return file.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 async def _announcement(process: asyncio.subprocess.Process, stdin_line: bytes) -> dict[str, Any] | None:
@@ -104,6 +198,17 @@ async def _announcement(process: asyncio.subprocess.Process, stdin_line: bytes) 
         return msgspec.json.decode(line, type=dict[str, Any])
     except msgspec.MsgspecError:
         return {"error": f"unexpected announcement {line[:200]!r}"}
+
+
+async def _end(process: asyncio.subprocess.Process, record: Path | None) -> None:
+    await _stop(process, 0)
+    _forget(record)
+
+
+def _forget(record: Path | None) -> None:
+    if record is not None:
+        with suppress(OSError):
+            record.unlink(missing_ok=True)
 
 
 async def _stop(process: asyncio.subprocess.Process, grace_s: float) -> None:
@@ -125,6 +230,23 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
 
 
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> int | None:
+    """When the kernel started *pid*, in ticks since boot; None when it is gone or cannot be told."""
+    try:
+        # The name in parentheses may hold anything, so fields count from behind it: start time is field 22 of proc(5).
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
 def _open_log(path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -132,11 +254,5 @@ def _open_log(path: Path) -> int:
 
 def _end_of(path: Path) -> str:
     """The end of a log, as a tail of a message."""
-    try:
-        with path.open("rb") as log:
-            log.seek(0, os.SEEK_END)
-            log.seek(max(0, log.tell() - _LAST_LOG_BYTES))
-            text = log.read().decode(errors="replace").strip()
-    except OSError:
-        text = ""
+    text = tail(path, _LAST_LOG_BYTES)
     return f"; the end of its log ({path}):\n{text}" if text else f"; its log is {path}"

@@ -75,3 +75,29 @@ invocation_logging = sa.Table(
     sa.Column("account", sa.String(12), primary_key=True),
     sa.Column("config", sa.JSON, nullable=False),  # LoggingConfig of bedrock/2023-04-20
 )
+
+cold_starts = sa.Table(
+    "cold_starts",
+    metadata,
+    sa.Column("start_id", sa.Integer, primary_key=True),
+    sa.Column("model_id", sa.String(12), nullable=False, index=True),
+    sa.Column("tier", sa.String(16), nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+)
+
+model_aliases = sa.Table(
+    "model_aliases",
+    metadata,
+    sa.Column("account", sa.String(12), primary_key=True),
+    sa.Column("alias", sa.String(63), primary_key=True),
+    sa.Column("model_id", sa.String(12), nullable=False),
+    sa.Column("modified_at", sa.Float, nullable=False),
+)
+
+model_scaling = sa.Table(
+    "model_scaling",
+    metadata,
+    sa.Column("model_id", sa.String(12), primary_key=True),
+    sa.Column("scaling", sa.JSON, nullable=False),  # serving.schedule.Scaling
+)

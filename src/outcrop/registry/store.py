@@ -46,6 +46,11 @@ class Registry:
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
         self.attachments = Attachments(self._engine)
 
+    @property
+    def database(self) -> sa.Engine:
+        """For records that have a file of their own."""
+        return self._engine
+
     @classmethod
     def open(cls, path: Path) -> Registry:
         """The registry in the SQLite file *path*, migrated to the current schema."""

@@ -14,6 +14,7 @@ from outcrop.errors import EngineMissing, ModelNotFound
 from outcrop.ids import imported_model_arn, imported_model_id
 from outcrop.inference.canonical import ModelFacts
 from outcrop.registry.records import ImportedModel
+from outcrop.serving.starts import Tier
 from outcrop.settings import Settings
 
 SMALL_ARTIFACT_BYTES = 1_000_000_000  # below this the key-value cache is kept in float32 as well: exact, still small
@@ -35,6 +36,7 @@ class Catalogue:
         self._memory_bytes = memory_bytes
         self._by_key: dict[tuple[str, str], Served] = {}
         self._kept: dict[tuple[str, str], ImportedModel] = {}  # no engine here serves these
+        self._aliases: dict[tuple[str, str], str] = {}  # (account, alias) -> model id
 
     def load(self, records: Iterable[ImportedModel]) -> None:
         for record in records:
@@ -54,9 +56,12 @@ class Catalogue:
             self._kept.pop((record.account, key), None)
 
     def find(self, account: str, identifier: str) -> Served:
-        """The model with this ARN, id or name. Raises ModelNotFound, EngineMissing."""
+        """The model with this ARN, id, name or alias. Raises ModelNotFound, EngineMissing."""
         key = account, imported_model_id(identifier) or identifier
         served = self._by_key.get(key)
+        if served is None and (model_id := self._aliases.get((account, identifier))):
+            key = account, model_id
+            served = self._by_key.get(key)
         if served is None and (kept := self._kept.get(key)) is not None:
             able = [f"{entry['engine']} ({entry['hardware']})" for entry in kept.facts["engines"] if entry["serves"]]
             raise EngineMissing(
@@ -67,6 +72,29 @@ class Catalogue:
         if served is None or (identifier.startswith("arn:") and identifier != served.facts.arn):
             raise ModelNotFound(f"Could not find imported model {identifier}. Check the model ARN or name.")
         return served
+
+    def point(self, account: str, alias: str, model_id: str | None) -> None:
+        """Let *alias* name the model from now on; None takes the alias away."""
+        if model_id is None:
+            self._aliases.pop((account, alias), None)
+        else:
+            self._aliases[account, alias] = model_id
+
+    def aliases(self, account: str) -> dict[str, str]:
+        """Model id by alias."""
+        return {alias: model_id for (owner, alias), model_id in self._aliases.items() if owner == account}
+
+    def names(self, account: str) -> set[str]:
+        """Names of models, which an alias must not hide."""
+        return {served.record.model_name for (owner, _), served in self._by_key.items() if owner == account}
+
+    def everything(self) -> list[Served]:
+        """The models of every account."""
+        return list({served.record.model_id: served for served in self._by_key.values()}.values())
+
+    def count(self) -> int:
+        """Models that may be asked here, of every account."""
+        return len({served.record.model_id for served in self._by_key.values()})
 
     def all(self, account: str) -> list[Served]:
         found = {served.record.model_id: served for (owner, _), served in self._by_key.items() if owner == account}
@@ -87,17 +115,27 @@ class Catalogue:
         """How a copy of *record* is started on this machine: everything derived, every value overridable."""
         context = self._context(record)
         slots = self._settings.slots or default_slots(context, record.facts["kv_bytes_per_token"], self._memory_bytes)
+        weight_bytes = record.facts.get("artifact_bytes", record.facts["weight_bytes"])
+        kv_f32 = record.facts.get("artifact_dtype") == "f32" and weight_bytes <= SMALL_ARTIFACT_BYTES
         return CopySpec(
             model_id=record.model_id,
             artifact=Path(self._settings.store) / record.artifact,
             context_tokens=context,
             slots=slots,
             threads=self._settings.threads_per_copy(),
+            kv_f32=kv_f32,
             engine=self._settings.engine_of(record.model_name),
-            kv_f32=record.facts.get("artifact_dtype") == "f32"
-            and record.facts["artifact_bytes"] <= SMALL_ARTIFACT_BYTES,
+            weight_bytes=weight_bytes,
+            # kv_bytes_per_token counts two bytes a value
+            kv_bytes=context * slots * record.facts["kv_bytes_per_token"] * (2 if kv_f32 else 1),
         )
 
     def _context(self, record: ImportedModel) -> int:
         own: int = record.facts["context_tokens"]
         return min(own, self._settings.max_context_tokens) if self._settings.max_context_tokens else own
+
+
+def proven_start(record: ImportedModel) -> list[tuple[Tier, float]]:
+    """The start that the import's proof run measured: with its pages fresh in memory."""
+    proof = record.facts.get("proof", {})
+    return [(Tier.CACHED, proof["spawn_s"] + proof["load_s"])] if {"spawn_s", "load_s"} <= proof.keys() else []

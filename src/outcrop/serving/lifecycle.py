@@ -7,8 +7,11 @@ from enum import StrEnum
 
 
 class State(StrEnum):
+    """*evictable*: its keep-alive ended; it still answers, counts and holds memory, and goes when room is needed."""
+
     STARTING = "starting"
     READY = "ready"
+    EVICTABLE = "evictable"
     DRAINING = "draining"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -16,11 +19,14 @@ class State(StrEnum):
 
 NEXT: Mapping[State, frozenset[State]] = {
     State.STARTING: frozenset({State.READY, State.FAILED, State.STOPPED}),
-    State.READY: frozenset({State.DRAINING, State.FAILED}),
+    State.READY: frozenset({State.EVICTABLE, State.DRAINING, State.FAILED}),
+    State.EVICTABLE: frozenset({State.READY, State.DRAINING, State.FAILED}),
     State.DRAINING: frozenset({State.STOPPED, State.FAILED}),
     State.STOPPED: frozenset(),
     State.FAILED: frozenset(),
 }
+SERVING = frozenset({State.READY, State.EVICTABLE})
+ENDED = frozenset({State.STOPPED, State.FAILED})
 
 
 class IllegalTransition(ValueError):

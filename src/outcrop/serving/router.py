@@ -1,17 +1,34 @@
-"""Which copy takes a request: the ready one with the least in flight and a free slot. Synchronous and short."""
+"""Which copy takes a request: least outstanding work, and the copy that has the prompt's prefix when it is not
+overloaded. Synchronous and short.
+
+Prefix affinity is rendezvous hashing with bounded load: a prefix goes to its highest-scoring copy unless that one
+carries more than its share, then to the next. A copy that comes or goes moves only the prefixes that were its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol, TypeVar
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, TypeVar
+from zlib import crc32
+
+PREFIX_CHARS = 512
+BOUND = 1.25  # of the mean outstanding work
+DEFAULT_TOKENS = 256  # of an answer whose length was not limited
 
 
 class Routable(Protocol):
+    @property
+    def copy_id(self) -> str: ...
+
     @property
     def is_ready(self) -> bool: ...
 
     @property
     def in_flight(self) -> int: ...
+
+    @property
+    def outstanding(self) -> int: ...
 
     @property
     def slots(self) -> int: ...
@@ -20,7 +37,43 @@ class Routable(Protocol):
 C = TypeVar("C", bound=Routable)
 
 
-def choose(copies: Iterable[C]) -> C | None:
+def choose(copies: Iterable[C], prefix: int | None = None) -> C | None:
     """The copy to use; None when none is ready with a free slot."""
-    free = [copy for copy in copies if copy.is_ready and copy.in_flight < copy.slots]
-    return min(free, key=lambda copy: copy.in_flight, default=None)
+    ready = [copy for copy in copies if copy.is_ready]
+    free = [copy for copy in ready if copy.in_flight < copy.slots]
+    if prefix is None or len(free) < 2:
+        return min(free, key=_load, default=None)
+    bound = math.ceil(BOUND * (sum(copy.in_flight for copy in ready) + 1) / len(ready))
+    within = [copy for copy in free if copy.in_flight < bound]
+    return max(within or free, key=lambda copy: crc32(copy.copy_id.encode(), prefix))
+
+
+def prefix_of(body: Mapping[str, Any]) -> int:
+    """A number that requests with the same beginning of their prompt share."""
+    return crc32(_text(body, PREFIX_CHARS).encode(errors="replace"))
+
+
+def weight_of(body: Mapping[str, Any], size_bytes: int) -> int:
+    """Tokens that a request may take, roughly: four bytes a token, and what it may generate."""
+    asked = body.get("max_tokens")
+    return size_bytes // 4 + (asked if isinstance(asked, int) and asked > 0 else DEFAULT_TOKENS)
+
+
+def _load(copy: Routable) -> tuple[int, int]:
+    return copy.outstanding, copy.in_flight
+
+
+def _text(body: Mapping[str, Any], limit: int) -> str:
+    prompt = body.get("prompt")
+    if isinstance(prompt, str):
+        return prompt[:limit]
+    parts: list[str] = []
+    length = 0
+    for message in body.get("messages") or ():
+        content = message.get("content") if isinstance(message, dict) else None
+        text = content if isinstance(content, str) else repr(content)[:limit]
+        parts.append(text[: limit - length])
+        length += len(parts[-1])
+        if length >= limit:
+            break
+    return "\n".join(parts)

@@ -1,0 +1,209 @@
+"""What the fleet knows of a model and its copies, and the lease that a request holds. Written by the fleet only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+from msgspec import Struct
+
+from outcrop.engines.base import CopySpec, Endpoint, Engine
+from outcrop.errors import EngineTimeout
+from outcrop.ids import CopyId
+from outcrop.inference.canonical import Chunk, Completion, GenerateRequest
+from outcrop.launchers.local import Process
+from outcrop.serving.demand import Demand
+from outcrop.serving.hold import Ask, HoldQueue
+from outcrop.serving.lifecycle import SERVING, State
+from outcrop.serving.schedule import DEFAULTS, Scaling
+from outcrop.serving.starts import ColdStarts, Tier
+
+DECISIONS_KEPT = 200
+
+
+@dataclass(slots=True, eq=False)
+class Copy:
+    """One engine process and what is known of it."""
+
+    copy_id: CopyId
+    spec: CopySpec
+    born_at: float
+    tier: Tier = Tier.DISK
+    state: State = State.STARTING
+    process: Process | None = None
+    endpoint: Endpoint | None = None
+    in_flight: int = 0
+    outstanding: int = 0  # tokens of its running requests
+    requests: int = 0
+    answered: int = 0  # of those, ended without breaking the copy
+    ready_at: float = 0.0
+    served_at: float | None = None  # its first request
+    probed_at: float = 0.0
+    missed_probes: int = 0
+    is_suspect: bool = False  # a request found its connection broken; takes none until it was examined
+    leases: set[Lease] = field(default_factory=set)
+    start_timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.state in SERVING and not self.is_suspect
+
+    @property
+    def slots(self) -> int:
+        return self.spec.slots
+
+
+class DecisionRecord(Struct, frozen=True):
+    """A scaling decision with what it saw. *at*: seconds since the epoch; *times*: how often in a row it came out."""
+
+    at: float
+    desired: int
+    current: int
+    reason: str
+    facts: dict[str, Any]
+    times: int = 1
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    """One model's queue, copies and memory of itself."""
+
+    spec: CopySpec
+    queue: HoldQueue[Lease]
+    active_at: float
+    copies: list[Copy] = field(default_factory=list)
+    demand: Demand = field(default_factory=Demand)
+    starts: ColdStarts = field(default_factory=ColdStarts)
+    scaling: Scaling = DEFAULTS
+    decisions: deque[DecisionRecord] = field(default_factory=lambda: deque(maxlen=DECISIONS_KEPT))
+    failures: int = 0
+    retry_at: float = 0.0
+    failure: str | None = None  # set once starts failed too often in a row; cleared by the next ready copy
+    blocked_since: float | None = None  # wants a copy, and the node has no room
+    is_removed: bool = False
+
+
+class Owner(Protocol):
+    """What a lease owes its fleet."""
+
+    def give_back(self, lease: Lease) -> None: ...
+
+    def suspect(self, copy: Copy) -> None: ...
+
+
+class Lease:
+    """One slot of one copy, held for one request. ``engine`` is the copy's engine, watched for a stall."""
+
+    __slots__ = ("_is_released", "_owner", "ask", "begun_at", "beside", "broke", "copy", "engine", "model", "task")
+
+    def __init__(self, owner: Owner, model: Model, copy: Copy, ask: Ask, engine: Engine, now: float) -> None:
+        self._owner = owner
+        self._is_released = False
+        self.model = model
+        self.copy = copy
+        self.ask = ask
+        self.begun_at = now
+        self.beside = copy.in_flight
+        self.broke = False
+        self.task: asyncio.Task[Any] | None = None
+        self.engine = Watched(engine, self)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        assert self.copy.endpoint is not None
+        return self.copy.endpoint
+
+    @property
+    def copy_id(self) -> str:
+        return self.copy.copy_id
+
+    @property
+    def is_released(self) -> bool:
+        return self._is_released
+
+    def release(self) -> None:
+        """Give the slot back; again is nothing."""
+        if not self._is_released:
+            self._is_released = True
+            self._owner.give_back(self)
+
+    def report_broken(self) -> None:
+        """Say that the copy broke the connection: no other request is sent there before the fleet has looked."""
+        self.broke = True
+        self._owner.suspect(self.copy)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class Watched:
+    """An engine as one lease sees it: notes since when the next token of a stream is awaited.
+
+    The time that a slow client takes to read does not count, and before the first token nothing does: a long prompt
+    is no stall.
+    """
+
+    __slots__ = ("_engine", "_lease", "awaiting_since", "clock")
+
+    def __init__(self, engine: Engine, lease: Lease) -> None:
+        self._engine = engine
+        self._lease = lease
+        self.awaiting_since: float | None = None
+        self.clock: Callable[[], float] = asyncio.get_running_loop().time
+
+    async def complete(self, endpoint: Endpoint, request: GenerateRequest) -> Completion:
+        try:
+            return await self._engine.complete(endpoint, request)
+        except EngineTimeout:
+            self._lease.report_broken()
+            raise
+
+    async def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        try:
+            async with aclosing(self._engine.stream(endpoint, request)) as chunks:
+                async for chunk in chunks:
+                    self.awaiting_since = None
+                    yield chunk
+                    self.awaiting_since = self.clock()
+        except EngineTimeout:
+            self._lease.report_broken()
+            raise
+        finally:
+            self.awaiting_since = None
+
+    async def count_tokens(self, endpoint: Endpoint, request: GenerateRequest) -> int:
+        return await self._engine.count_tokens(endpoint, request)
+
+
+class CopyStatus(Struct, frozen=True):
+    """A copy as operators see it."""
+
+    copy_id: str
+    model_id: str
+    state: str
+    pid: int | None
+    age_s: float
+    in_flight: int
+    slots: int
+    threads: int
+    requests: int
+    idle_s: float
+    start_timings: dict[str, float]
+
+
+class ModelStatus(Struct, frozen=True):
+    """A model as operators see it. *wake_s*: expected cold start by tier, from its own starts; None when unknown."""
+
+    model_id: str
+    state: str  # ready, evictable, starting, draining, waiting for room, failed, cached, disk
+    held: int
+    wake_s: dict[str, float | None]
+    failure: str | None
+    memory_bytes: int

@@ -1,0 +1,62 @@
+"""Which idle copies make room for a start: one pure function, lowest value per byte first.
+
+The value of keeping a copy is the chance that its model is asked within the horizon times what a cold start would
+cost then (GreedyDual-Size-Frequency: frequency times cost by size). A copy with running requests is never offered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+HORIZON_S = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resident:
+    """A copy that may go. *bytes_freed*: what the node gains by it; weights that another copy maps are not gained.
+
+    *rate*: requests per second of its model in the long run. *cold_start_s*: what bringing it back takes.
+    *is_expired*: its keep-alive ended; such copies go before any that is still kept.
+    """
+
+    copy_id: str
+    bytes_freed: int
+    rate: float
+    cold_start_s: float
+    is_expired: bool = True
+    threads: int = 0
+
+
+def value_per_byte(resident: Resident) -> float:
+    """Seconds of waiting that a kept byte is expected to save."""
+    chance = 1 - math.exp(-resident.rate * HORIZON_S)
+    return chance * resident.cold_start_s / max(1, resident.bytes_freed)
+
+
+def choose(residents: Sequence[Resident], *, bytes_needed: int, threads_needed: int = 0) -> tuple[str, ...] | None:
+    """Copies to evict so that *bytes_needed* bytes and *threads_needed* threads come free; None when they cannot.
+
+    Copies that turn out not to be needed, because a larger one came later, stay.
+    """
+    ordered = sorted(residents, key=lambda resident: (not resident.is_expired, value_per_byte(resident)))
+    taken: list[Resident] = []
+    for resident in ordered:
+        if _covers(taken, bytes_needed, threads_needed):
+            break
+        taken.append(resident)
+    if not _covers(taken, bytes_needed, threads_needed):
+        return None
+    for resident in reversed(taken[:]):
+        rest = [other for other in taken if other is not resident]
+        if _covers(rest, bytes_needed, threads_needed):
+            taken = rest
+    return tuple(resident.copy_id for resident in taken)
+
+
+def _covers(taken: Sequence[Resident], bytes_needed: int, threads_needed: int) -> bool:
+    return (
+        sum(resident.bytes_freed for resident in taken) >= bytes_needed
+        and sum(resident.threads for resident in taken) >= threads_needed
+    )

@@ -1,0 +1,135 @@
+"""Whether a copy may start on this node now, with how many threads, and which idle copies go for it.
+
+Reads the fleet's records and answers; it changes nothing. Memory is a hard limit, except that a copy may always try
+when it would be alone. Cores are a limit for a model's further copies; a model that has none yet and finds all cores
+busy starts with one thread, because the alternative is that it never starts. A copy with running requests stays; only
+when a model has waited for room longer than PATIENCE_S is the least valuable busy copy drained, so that one busy model
+does not keep another out for ever. Draining ends no request.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from outcrop.engines.base import CopySpec
+from outcrop.serving import eviction, room
+from outcrop.serving.copies import Copy, Model
+from outcrop.serving.lifecycle import ENDED, SERVING, State
+from outcrop.serving.starts import Tier
+
+PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """*evicted*: copies to drain, with their models; the start waits until they are gone."""
+
+    may_start: bool
+    threads: int = 1
+    evicted: tuple[tuple[Model, Copy], ...] = ()
+
+
+class Landlord:
+    """The room of one node. *threads*: of every copy, when it is fixed; 0 shares the cores."""
+
+    def __init__(self, *, memory_bytes: int, cores: int, threads: int, model_count: Callable[[], int]) -> None:
+        self._memory_bytes = memory_bytes
+        self._cores = cores
+        self._threads = threads
+        self._model_count = model_count
+
+    def fits(self, model: Model, models: Sequence[Model]) -> bool:
+        live = [copy for other in models for copy in other.copies if copy.state not in ENDED]
+        return self._missing_bytes(model.spec, [copy.spec for copy in live]) <= 0
+
+    def plan(self, model: Model, models: Sequence[Model], now: float) -> Plan:
+        live = [(other, copy) for other in models for copy in other.copies if copy.state not in ENDED]
+        staying = [(other, copy) for other, copy in live if copy.state is not State.DRAINING]
+        is_first = not any(other is model for other, _ in staying)
+        least = self._threads or 1
+        if self._missing(model, live, least) == (0, 0) or not live:
+            return Plan(may_start=True, threads=self._threads or self._share(live))
+        missing_bytes, missing_threads = self._missing(model, staying, least)
+        if (missing_bytes, missing_threads) == (0, 0):
+            return Plan(may_start=False)  # what drains now will be enough
+        idle = self._idle(model, staying, now, is_first=is_first)
+        for threads in (missing_threads, 0) if is_first else (missing_threads,):
+            if missing_bytes or threads:
+                chosen = eviction.choose(
+                    [resident for _, _, resident in idle], bytes_needed=missing_bytes, threads_needed=threads
+                )
+                if chosen:
+                    return Plan(
+                        may_start=False,
+                        evicted=tuple((other, copy) for other, copy, _ in idle if copy.copy_id in chosen),
+                    )
+        if is_first and self._missing(model, live, least)[0] == 0:
+            return Plan(may_start=True, threads=least)
+        if is_first and missing_bytes and model.blocked_since is not None and now - model.blocked_since > PATIENCE_S:
+            return Plan(may_start=False, evicted=self._least_valuable(model, live, now))
+        return Plan(may_start=False)
+
+    def _missing_bytes(self, spec: CopySpec, beside: list[CopySpec]) -> int:
+        return room.needed_bytes(spec, beside) - (self._memory_bytes - room.used_bytes(beside))
+
+    def _missing(self, model: Model, beside: Sequence[tuple[Model, Copy]], least: int) -> tuple[int, int]:
+        specs = [copy.spec for _, copy in beside]
+        threads = least - (self._cores - sum(spec.threads for spec in specs))
+        return max(0, self._missing_bytes(model.spec, specs)), max(0, threads)
+
+    def _share(self, live: Sequence[tuple[Model, Copy]]) -> int:
+        """All free cores for an only model; half of them where other models may come."""
+        free = self._cores - sum(copy.spec.threads for _, copy in live)
+        return max(1, free if self._model_count() <= 1 else math.ceil(free / 2))
+
+    def _idle(
+        self, model: Model, staying: Sequence[tuple[Model, Copy]], now: float, *, is_first: bool
+    ) -> list[tuple[Model, Copy, eviction.Resident]]:
+        """Copies that may go for *model*; for one of its further copies only those whose keep-alive has ended."""
+        found = []
+        for other, copy in staying:
+            is_expired = copy.state is State.EVICTABLE
+            is_rested = is_expired or (
+                is_first
+                and copy.state is State.READY
+                and copy.requests > 0
+                and now - copy.ready_at >= other.starts.expected_s(Tier.CACHED)
+            )
+            is_idle = not copy.in_flight and not copy.is_suspect and not len(other.queue)
+            if other is not model and is_idle and is_rested and not _is_scheduled(other):
+                found.append((other, copy, self._resident(other, copy, staying, now)))
+        return found
+
+    def _least_valuable(
+        self, model: Model, live: Sequence[tuple[Model, Copy]], now: float
+    ) -> tuple[tuple[Model, Copy], ...]:
+        """The busy copy to drain for one that has waited too long; none while another one drains."""
+        if any(copy.state is State.DRAINING for _, copy in live):
+            return ()
+        busy = [
+            (other, copy)
+            for other, copy in live
+            if other is not model and copy.state in SERVING and copy.answered and not _is_scheduled(other)
+        ]
+        ranked = sorted(busy, key=lambda pair: eviction.value_per_byte(self._resident(pair[0], pair[1], live, now)))
+        return tuple(ranked[:1])
+
+    def _resident(
+        self, other: Model, copy: Copy, beside: Sequence[tuple[Model, Copy]], now: float
+    ) -> eviction.Resident:
+        rest = [each.spec for _, each in beside if each is not copy]
+        return eviction.Resident(
+            copy_id=copy.copy_id,
+            bytes_freed=room.needed_bytes(copy.spec, rest),
+            rate=other.demand.long_run_rate(now),
+            cold_start_s=other.starts.expected_s(Tier.CACHED),
+            is_expired=copy.state is State.EVICTABLE,
+            threads=copy.spec.threads,
+        )
+
+
+def _is_scheduled(model: Model) -> bool:
+    """Copies that an operator wants to be there do not go for others."""
+    return bool(model.scaling.min_copies) or any(floor.min_copies for floor in model.scaling.floors)

@@ -1,0 +1,25 @@
+"""What copies take of a node: memory and cores. Pure.
+
+Weights are mapped from one file, so the copies of a model share them; each copy has its own key-value cache and its
+own interpreter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from outcrop.engines.base import CopySpec
+
+OVERHEAD_BYTES = 100_000_000  # interpreter, engine code and compute buffers of one copy
+
+
+def used_bytes(specs: Iterable[CopySpec]) -> int:
+    """Memory that copies of *specs* take together."""
+    specs = list(specs)
+    weights = {spec.artifact: spec.weight_bytes for spec in specs}
+    return sum(weights.values()) + sum(spec.kv_bytes + OVERHEAD_BYTES for spec in specs)
+
+
+def needed_bytes(spec: CopySpec, beside: Sequence[CopySpec]) -> int:
+    """What one more copy of *spec* takes beside those that are there."""
+    return used_bytes([*beside, spec]) - used_bytes(beside)
