@@ -62,7 +62,8 @@ class HoldQueue(Generic[T]):
 
     @property
     def kept(self) -> int:
-        """Places of requests that left and may come back."""
+        """Places of requests that left and may still come back."""
+        self._forget_expired()
         return sum(seat.waiter is None for lane in self._lanes.values() for seat in lane)
 
     def join(self, ask: Ask) -> Seat[T]:

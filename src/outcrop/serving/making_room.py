@@ -49,6 +49,10 @@ class Landlord:
         staying = [(other, copy) for other, copy in live if copy.state is not State.DRAINING]
         is_first = not any(other is model for other, _ in staying)
         least = self._threads or 1
+        # Room that a model has waited for longer is its own: it counts as taken, and not as this one's to fill.
+        ahead = [other.spec for other in models if other is not model and _waits_longer(other, model)]
+        if ahead and self._missing(model, live, least, ahead) != (0, 0):
+            return Plan(may_start=False)
         if self._missing(model, live, least) == (0, 0) or not live:
             return Plan(may_start=True, threads=self._threads or self._share(live))
         missing_bytes, missing_threads = self._missing(model, staying, least)
@@ -74,8 +78,10 @@ class Landlord:
     def _missing_bytes(self, spec: CopySpec, beside: list[CopySpec]) -> int:
         return room.needed_bytes(spec, beside) - (self._memory_bytes - room.used_bytes(beside))
 
-    def _missing(self, model: Model, beside: Sequence[tuple[Model, Copy]], least: int) -> tuple[int, int]:
-        specs = [copy.spec for _, copy in beside]
+    def _missing(
+        self, model: Model, beside: Sequence[tuple[Model, Copy]], least: int, ahead: Sequence[CopySpec] = ()
+    ) -> tuple[int, int]:
+        specs = [*(copy.spec for _, copy in beside), *ahead]
         threads = least - (self._cores - sum(spec.threads for spec in specs))
         return max(0, self._missing_bytes(model.spec, specs)), max(0, threads)
 
@@ -128,6 +134,12 @@ class Landlord:
             is_expired=copy.state is State.EVICTABLE,
             threads=copy.spec.threads,
         )
+
+
+def _waits_longer(other: Model, model: Model) -> bool:
+    if other.blocked_since is None or other.is_removed or not (len(other.queue) or other.queue.kept):
+        return False
+    return model.blocked_since is None or other.blocked_since < model.blocked_since
 
 
 def _is_scheduled(model: Model) -> bool:

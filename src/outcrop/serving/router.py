@@ -14,6 +14,7 @@ from zlib import crc32
 
 PREFIX_CHARS = 512
 BOUND = 1.25  # of the mean outstanding work
+_U64 = 2**64 - 1
 DEFAULT_TOKENS = 256  # of an answer whose length was not limited
 
 
@@ -45,7 +46,7 @@ def choose(copies: Iterable[C], prefix: int | None = None) -> C | None:
         return min(free, key=_load, default=None)
     bound = math.ceil(BOUND * (sum(copy.in_flight for copy in ready) + 1) / len(ready))
     within = [copy for copy in free if copy.in_flight < bound]
-    return max(within or free, key=lambda copy: crc32(copy.copy_id.encode(), prefix))
+    return max(within or free, key=lambda copy: _score(copy.copy_id, prefix))
 
 
 def prefix_of(body: Mapping[str, Any]) -> int:
@@ -57,6 +58,14 @@ def weight_of(body: Mapping[str, Any], size_bytes: int) -> int:
     """Tokens that a request may take, roughly: four bytes a token, and what it may generate."""
     asked = body.get("max_tokens")
     return size_bytes // 4 + (asked if isinstance(asked, int) and asked > 0 else DEFAULT_TOKENS)
+
+
+def _score(copy_id: str, prefix: int) -> int:
+    """A number that is even over copies and over prefixes; a CRC of both is not, being linear (MurmurHash3's mixer)."""
+    mixed = crc32(copy_id.encode()) << 32 | prefix
+    mixed = (mixed ^ mixed >> 33) * 0xFF51AFD7ED558CCD & _U64
+    mixed = (mixed ^ mixed >> 33) * 0xC4CEB9FE1A85EC53 & _U64
+    return mixed ^ mixed >> 33
 
 
 def _load(copy: Routable) -> tuple[int, int]:

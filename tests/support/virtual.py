@@ -1,0 +1,207 @@
+"""A fleet on virtual time: an event loop whose clock jumps, and a launcher and an engine without processes."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from outcrop.engines.base import CopySpec, Endpoint
+from outcrop.errors import EngineFault
+from outcrop.inference.canonical import Chunk, Completion, GenerateRequest, Usage
+from outcrop.serving.fleet import Fleet
+from outcrop.settings import Settings
+
+
+class _Jumping(selectors.DefaultSelector):  # type: ignore[misc, valid-type]  # the platform's own class
+    """Waits for no timer: reports the time that would have passed."""
+
+    jumped: Callable[[float], None]
+
+    def select(self, timeout: float | None = None) -> Any:
+        if timeout is None or timeout <= 0:
+            return super().select(timeout)
+        self.jumped(timeout)
+        return super().select(0)
+
+
+class _Inline(ThreadPoolExecutor):
+    """Runs at once what is meant for a thread, so that nothing depends on a scheduler."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except Exception as exc:
+            done.set_exception(exc)
+        return done
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Sleeping takes no time; ``time`` says how long it would have."""
+
+    def __init__(self) -> None:
+        selector = _Jumping()
+        super().__init__(selector)
+        self._passed = 1000.0
+        selector.jumped = self._jump
+        self.set_default_executor(_Inline())
+
+    def time(self) -> float:
+        return self._passed
+
+    def _jump(self, seconds: float) -> None:
+        self._passed += seconds
+
+
+class FakeProcess:
+    """What a launcher gives back. ``die`` is the crash, ``stop`` the fleet's wish."""
+
+    def __init__(self, pid: int, owner: FakeLauncher) -> None:
+        self.pid = pid
+        self.announced = {"port": pid}
+        self.returncode: int | None = None
+        self.is_hung = False
+        self._owner = owner
+        self._ended = asyncio.Event()
+
+    async def wait(self) -> int:
+        await self._ended.wait()
+        assert self.returncode is not None
+        return self.returncode
+
+    async def stop(self, grace_s: float) -> None:
+        await asyncio.sleep(0.01)
+        self.die(0)
+
+    def die(self, status: int = -9) -> None:
+        if self.returncode is None:
+            self.returncode = status
+            self._owner.alive.pop(self.pid, None)
+            self._ended.set()
+
+    def trim_log(self, limit_bytes: int) -> None:
+        pass
+
+    def last_log_lines(self) -> str:
+        return "the engine's last words"
+
+
+class FakeLauncher:
+    """Starts take *start_s* and fail while *is_broken*."""
+
+    def __init__(self, start_s: float = 2.0) -> None:
+        self.start_s = start_s
+        self.is_broken = False
+        self.alive: dict[int, FakeProcess] = {}
+        self.started = 0
+        self.starting = 0
+        self.most_starting = 0
+
+    async def start(self, argv: Sequence[str], line: bytes, log: Path, deadline_s: float) -> FakeProcess:
+        self.started += 1
+        self.starting += 1
+        self.most_starting = max(self.most_starting, self.starting)
+        try:
+            await asyncio.sleep(self.start_s)
+        finally:
+            self.starting -= 1
+        if self.is_broken:
+            raise EngineFault("the copy could not start: no such luck")
+        process = FakeProcess(self.started, self)
+        self.alive[process.pid] = process
+        return process
+
+    def reap(self) -> list[int]:
+        return []
+
+
+class FakeEngine:
+    """Answers for the launcher's processes; a token takes *token_s*."""
+
+    name = "llama.cpp"
+    can_tokenize = True
+
+    def __init__(self, launcher: FakeLauncher, token_s: float = 0.1) -> None:
+        self._launcher = launcher
+        self.token_s = token_s
+
+    def command(self, spec: CopySpec) -> list[str]:
+        return ["engine"]
+
+    def child_config(self, spec: CopySpec, secret: str) -> bytes:
+        return b"{}\n"
+
+    async def is_ready(self, endpoint: Endpoint) -> bool:
+        process = self._process(endpoint)
+        if process is not None and process.is_hung:
+            await asyncio.sleep(5)
+            return False
+        return process is not None
+
+    async def complete(self, endpoint: Endpoint, request: GenerateRequest) -> Completion:
+        await asyncio.sleep(self.token_s)
+        if self._process(endpoint) is None:
+            raise EngineFault("the connection to the engine broke")
+        return Completion(choices=[], usage=Usage(1, 1))
+
+    async def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        for number in range(int(request.body["max_tokens"])):
+            process = self._process(endpoint)
+            while process is not None and process.is_hung:
+                await asyncio.sleep(1)
+                process = self._process(endpoint)
+            if process is None:
+                raise EngineFault("the connection to the engine broke")
+            await asyncio.sleep(self.token_s)
+            yield Chunk(text=str(number))
+
+    async def tokenize(self, endpoint: Endpoint, text: str) -> list[int]:
+        return []
+
+    async def aclose(self) -> None:
+        pass
+
+    def _process(self, endpoint: Endpoint) -> FakeProcess | None:
+        return self._launcher.alive.get(int(endpoint.base_url.rsplit(":", 1)[1]))
+
+
+GB = 1_000_000_000
+
+
+def spec(name: str = "model", *, slots: int = 2, weight_bytes: int = 0, kv_bytes: int = 0) -> CopySpec:
+    return CopySpec(
+        model_id=name,
+        artifact=Path("/nowhere") / name,
+        context_tokens=512,
+        slots=slots,
+        threads=1,
+        kv_f32=False,
+        weight_bytes=weight_bytes,
+        kv_bytes=kv_bytes,
+    )
+
+
+def make_fleet(
+    loop: asyncio.AbstractEventLoop,
+    launcher: FakeLauncher,
+    *,
+    memory_bytes: int = 100 * GB,
+    cores: int = 16,
+    model_count: int = 1,
+    **given: Any,
+) -> Fleet:
+    settings = Settings(**{"home": Path("/nowhere"), "cpu_threads": 1, "keep_alive_s": 60, **given})
+    return Fleet(
+        [FakeEngine(launcher)],
+        launcher,  # type: ignore[arg-type]  # the same shape without processes
+        settings=settings,
+        memory_bytes=memory_bytes,
+        cores=cores,
+        model_count=lambda: model_count,
+        clock=loop.time,
+        wall=loop.time,
+    )

@@ -1,0 +1,427 @@
+"""The fleet on virtual time: starts, failures, room, health, and generated sequences of events."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from tests.support.virtual import GB, FakeLauncher, VirtualLoop, make_fleet, spec
+
+from outcrop.engines.base import CopySpec
+from outcrop.errors import EngineFault, ModelNotFound, ModelNotReady, ServiceError, ShuttingDown
+from outcrop.inference.canonical import GenerateRequest
+from outcrop.serving import room
+from outcrop.serving.fleet import Fleet
+from outcrop.serving.hold import Ask
+from outcrop.serving.lifecycle import ENDED, SERVING, State
+from outcrop.serving.schedule import Floor, Scaling
+
+T = TypeVar("T")
+Story = Callable[[Fleet, FakeLauncher], Awaitable[T]]
+
+
+def play(story: Story[T], launcher: FakeLauncher | None = None, **given: Any) -> T:
+    """Run *story* on a fleet of its own in virtual time; nothing may be left of it."""
+    loop, launcher = VirtualLoop(), launcher or FakeLauncher()
+
+    async def run() -> T:
+        fleet = make_fleet(loop, launcher, **given)
+        await fleet.start()
+        try:
+            return await story(fleet, launcher)
+        finally:
+            await fleet.close(1)
+            assert not launcher.alive
+
+    try:
+        return loop.run_until_complete(run())
+    finally:
+        loop.close()
+
+
+async def use(fleet: Fleet, what: CopySpec, *, for_s: float = 1.0, hold_s: float = 55, ask: Ask | None = None) -> str:
+    with await fleet.acquire(what, hold_s=hold_s, ask=ask or Ask(), task=asyncio.current_task()) as lease:
+        await asyncio.sleep(for_s)
+        return lease.copy_id
+
+
+def states(fleet: Fleet) -> list[str]:
+    return sorted(copy.state for copy in fleet.status())
+
+
+def test_one_start_serves_all_who_wait_and_no_more_than_the_slots_at_a_time() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        begun = asyncio.get_running_loop().time()
+        await asyncio.gather(*(use(fleet, spec(slots=2)) for _ in range(6)))
+        took = asyncio.get_running_loop().time() - begun
+        assert launcher.started == 1
+        assert took == pytest.approx(2 + 3, abs=0.2)  # one start of 2 s, then three rounds of two
+
+    play(story, max_copies=1)
+
+
+def test_the_start_goes_on_when_its_caller_has_left() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        caller = asyncio.create_task(use(fleet, spec()))
+        await asyncio.sleep(0.5)
+        caller.cancel()
+        await asyncio.sleep(3)
+        assert fleet.serving("model") == 1
+
+    play(story)
+
+
+def test_after_the_limit_the_caller_hears_what_is_left_of_the_start() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        fleet.learned("model", [("disk", 30.0)])  # type: ignore[list-item]
+        with pytest.raises(ModelNotReady) as late:
+            await fleet.acquire(spec(), hold_s=10)
+        assert late.value.retry_after_s == pytest.approx(20, abs=0.5)
+        with pytest.raises(ModelNotReady):
+            await fleet.acquire(spec(), hold_s=0)
+
+    play(story, FakeLauncher(start_s=25))
+
+
+def test_a_retry_of_the_same_invocation_ends_the_attempt_that_still_runs() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        ask = Ask(principal="p", invocation_id="x")
+        first = asyncio.create_task(use(fleet, spec(slots=1), for_s=1000, ask=ask))
+        await asyncio.sleep(5)
+        await use(fleet, spec(slots=1), ask=ask)
+        assert first.cancelled()
+
+    play(story, max_copies=1)
+
+
+def test_copies_that_keep_failing_fail_the_model_with_the_engine_s_words_and_it_recovers_by_itself() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        launcher.is_broken = True
+        with pytest.raises(EngineFault, match=r"failed 3 times in a row.*no such luck"):
+            await use(fleet, spec())
+        assert fleet.model_status(spec()).state == "failed"
+        started = launcher.started
+        with pytest.raises(EngineFault, match="next start is tried in"):
+            await use(fleet, spec())
+        assert launcher.started == started
+        launcher.is_broken = False
+        await asyncio.sleep(15)
+        await use(fleet, spec())
+        assert fleet.model_status(spec()).failure is None
+
+    play(story)
+
+
+def test_a_first_failed_start_is_tried_again_while_the_caller_waits() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        launcher.is_broken = True
+        caller = asyncio.create_task(use(fleet, spec()))
+        await asyncio.sleep(2.2)
+        launcher.is_broken = False
+        await caller
+        assert launcher.started == 2
+
+    play(story)
+
+
+def test_an_expired_copy_stays_evictable_and_serves_the_next_request_at_once() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        first = await use(fleet, spec())
+        await asyncio.sleep(200)
+        assert states(fleet) == ["evictable"]
+        begun = asyncio.get_running_loop().time()
+        assert await use(fleet, spec(), for_s=0) == first
+        assert asyncio.get_running_loop().time() == begun
+        assert states(fleet) == ["ready"]
+
+    play(story)
+
+
+def test_idle_copies_make_room_and_busy_ones_keep_running() -> None:
+    models = [spec(name, weight_bytes=4 * GB) for name in ("a", "b", "c")]
+
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        busy = asyncio.create_task(use(fleet, models[0], for_s=60))
+        await use(fleet, models[1])
+        await asyncio.sleep(5)
+        await use(fleet, models[2])
+        assert {copy.model_id for copy in fleet.status()} == {"a", "c"}
+        await busy
+
+    play(story, memory_bytes=10 * GB)
+
+
+def test_a_model_that_waits_for_room_gets_it_from_one_that_never_rests() -> None:
+    busy, waiting = spec("busy", weight_bytes=8 * GB), spec("waiting", weight_bytes=8 * GB)
+
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        async def forever() -> None:
+            while True:
+                await use(fleet, busy, for_s=3)
+
+        loads = [asyncio.create_task(forever()) for _ in range(3)]
+        await asyncio.sleep(10)
+        await use(fleet, waiting, hold_s=55)
+        for load in loads:
+            load.cancel()
+
+    play(story, memory_bytes=10 * GB, max_copies=1)
+
+
+def test_weights_are_counted_once_and_a_copy_alone_may_always_try() -> None:
+    one = spec("a", weight_bytes=4 * GB, kv_bytes=GB)
+
+    assert room.used_bytes([one, one]) == 4 * GB + 2 * (GB + room.OVERHEAD_BYTES)
+
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        await use(fleet, one)
+
+    play(story, memory_bytes=GB)
+
+
+def test_live_copies_never_have_more_threads_than_cores_while_an_idle_one_can_go() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        for name in "abcde":
+            await use(fleet, spec(name))
+            await asyncio.sleep(10)
+            assert sum(copy.threads for copy in fleet.status()) <= 4
+
+    play(story, cores=4, cpu_threads=0, model_count=5)
+
+
+def test_an_only_model_gets_all_cores() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        await use(fleet, spec())
+        assert [copy.threads for copy in fleet.status()] == [4]
+
+    play(story, cores=4, cpu_threads=0)
+
+
+def test_a_further_copy_starts_only_while_cores_are_free() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        await asyncio.gather(*(use(fleet, spec(slots=1), for_s=20, hold_s=1000) for _ in range(12)))
+        assert launcher.started == 2
+
+    play(story, cores=2, max_copies=3, hold_limit_s=3600)
+
+
+def test_starts_are_bounded() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        await asyncio.gather(*(use(fleet, spec(name)) for name in "abcdef"))
+        assert launcher.most_starting == 2
+
+    play(story, starts_in_parallel=2)
+
+
+def test_a_copy_that_does_not_answer_is_replaced() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        first = await use(fleet, spec())
+        next(iter(launcher.alive.values())).is_hung = True
+        await asyncio.sleep(40)
+        assert await use(fleet, spec()) != first
+
+    play(story)
+
+
+def test_a_stream_without_a_next_token_ends_and_its_copy_is_replaced() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        with await fleet.acquire(spec(), hold_s=55) as lease:
+            chunks = lease.engine.stream(lease.endpoint, GenerateRequest("completion", {"max_tokens": 50}))
+            await anext(chunks)
+            next(iter(launcher.alive.values())).is_hung = True
+            with pytest.raises(EngineFault):
+                async for _ in chunks:
+                    pass
+        await asyncio.sleep(5)
+        assert lease.copy.state is State.FAILED
+
+    play(story, stall_s=20, probe_s=1000)
+
+
+def test_a_slow_reader_is_no_stall() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        with await fleet.acquire(spec(), hold_s=55) as lease:
+            chunks = lease.engine.stream(lease.endpoint, GenerateRequest("completion", {"max_tokens": 3}))
+            async for _ in chunks:
+                await asyncio.sleep(100)
+        assert lease.copy.state in SERVING
+
+    play(story, stall_s=20)
+
+
+def test_health_checks_neither_wake_a_model_nor_keep_it_awake() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        await use(fleet, spec())
+        await asyncio.sleep(300)
+        assert not fleet.status()
+        await asyncio.sleep(300)
+        assert launcher.started == 1
+
+    play(story, stop_idle=True, probe_s=1)
+
+
+def test_a_schedule_keeps_copies_without_a_request_and_lets_them_go_after_it() -> None:
+    # The virtual clock starts a little after midnight of 1970-01-01, UTC.
+    floor = Floor(cron="20 0 * * *", for_s=600, min_copies=2)
+
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        fleet.configure("model", Scaling(floors=(floor,), keep_alive_s=1))
+        fleet.adopt(spec())
+        await asyncio.sleep(100)
+        assert states(fleet) == []
+        await asyncio.sleep(200)
+        assert states(fleet) == ["ready", "ready"]
+        await asyncio.sleep(1200)
+        assert states(fleet) == []
+
+    play(story, stop_idle=True)
+
+
+def test_a_deleted_model_drains_and_its_waiters_hear_that_it_is_gone() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        runs = asyncio.create_task(use(fleet, spec(slots=1), for_s=5))
+        await asyncio.sleep(3)
+        waits = asyncio.create_task(use(fleet, spec(slots=1)))
+        await asyncio.sleep(0.1)
+        await fleet.remove("model")
+        assert await runs
+        with pytest.raises(ModelNotFound):
+            await waits
+
+    play(story, max_copies=1)
+
+
+def test_a_lease_ends_with_the_task_that_took_it_even_when_nobody_released_it() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        async def careless() -> None:
+            await fleet.acquire(spec(), hold_s=55, task=asyncio.current_task())
+
+        await asyncio.create_task(careless())
+        await asyncio.sleep(0)
+        assert [copy.in_flight for copy in fleet.status()] == [0]
+
+    play(story)
+
+
+class FleetMachine(RuleBasedStateMachine):
+    """Any order of requests, retries, departures, crashes, hangs and failing starts; then everything must come to rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop, self.launcher = VirtualLoop(), FakeLauncher(start_s=1.0)
+        self.memory = 12 * GB
+        self.fleet = self.run(self._open())
+        self.requests: list[asyncio.Task[str]] = []
+        self.specs = [spec(name, slots=2, weight_bytes=4 * GB) for name in ("a", "b", "c")]
+
+    async def _open(self) -> Fleet:
+        fleet = make_fleet(
+            self.loop,
+            self.launcher,
+            memory_bytes=self.memory,
+            cores=4,
+            max_copies=2,
+            keep_alive_s=20,
+            probe_s=2,
+            stall_s=10,
+        )
+        await fleet.start()
+        return fleet
+
+    def run(self, work: Awaitable[T]) -> T:
+        return self.loop.run_until_complete(work)
+
+    @rule(
+        model=st.integers(0, 2),
+        principal=st.sampled_from("pq"),
+        invocation=st.sampled_from([None, "1", "2", "3"]),
+        for_s=st.sampled_from([0.0, 0.5, 5.0]),
+        hold_s=st.sampled_from([0.0, 2.0, 55.0]),
+    )
+    def ask(self, model: int, principal: str, invocation: str | None, for_s: float, hold_s: float) -> None:
+        ask = Ask(principal=principal, invocation_id=invocation, size_bytes=10)
+        work = use(self.fleet, self.specs[model], for_s=for_s, hold_s=hold_s, ask=ask)
+        self.requests.append(self.loop.create_task(work))
+        self.run(asyncio.sleep(0))
+
+    @rule(number=st.integers(0, 30))
+    def leave(self, number: int) -> None:
+        if self.requests:
+            self.requests[number % len(self.requests)].cancel()
+            self.run(asyncio.sleep(0))
+
+    @rule(seconds=st.sampled_from([0.01, 0.3, 1.5, 30.0]))
+    def wait(self, seconds: float) -> None:
+        self.run(asyncio.sleep(seconds))
+
+    @rule(number=st.integers(0, 5))
+    def crash(self, number: int) -> None:
+        if processes := list(self.launcher.alive.values()):
+            processes[number % len(processes)].die()
+
+    @rule(number=st.integers(0, 5))
+    def hang(self, number: int) -> None:
+        if processes := list(self.launcher.alive.values()):
+            processes[number % len(processes)].is_hung = True
+
+    @rule(is_broken=st.booleans())
+    def break_starts(self, is_broken: bool) -> None:
+        self.launcher.is_broken = is_broken
+
+    @rule(model=st.integers(0, 2))
+    def retire(self, model: int) -> None:
+        async def retire() -> None:
+            self.fleet.retire(self.specs[model].model_id)
+
+        self.run(retire())
+
+    @invariant()
+    def slots_and_memory_hold(self) -> None:
+        copies = [copy for model in self.fleet._models.values() for copy in model.copies]
+        for copy in copies:
+            assert 0 <= copy.in_flight <= copy.slots
+            assert copy.in_flight == len(copy.leases)
+            assert copy.state not in ENDED
+        for model in self.fleet._models.values():
+            assert sum(copy.state is not State.DRAINING for copy in model.copies) <= 2
+        assert len(copies) <= 1 or room.used_bytes(copy.spec for copy in copies) <= self.memory
+
+    def teardown(self) -> None:
+        self.launcher.is_broken = False
+        for process in self.launcher.alive.values():
+            process.is_hung = False
+        self.run(asyncio.sleep(400))
+        for request in self.requests:
+            assert request.done(), "a request was never answered"
+            if not request.cancelled() and request.exception() is not None:
+                assert isinstance(request.exception(), ServiceError)
+                assert not isinstance(request.exception(), ShuttingDown)
+        for model in self.fleet._models.values():
+            assert len(model.queue) == 0
+            assert model.queue.next() is None
+            assert not any(copy.in_flight or copy.outstanding for copy in model.copies)
+        assert not self.fleet._running
+        served = self.run(use(self.fleet, self.specs[0], for_s=0))  # it still serves, whatever came before
+        assert served
+        self.run(self.fleet.close(1))
+        assert not self.launcher.alive, "a process was left behind"
+        assert not [task for task in asyncio.all_tasks(self.loop) if not task.done()]
+        self.loop.close()
+
+
+TestAnySequenceOfEvents = FleetMachine.TestCase
+TestAnySequenceOfEvents.settings = settings(
+    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def test_virtual_time_takes_none() -> None:
+    begun = time.monotonic()
+    play(lambda fleet, launcher: asyncio.sleep(3600))
+    assert time.monotonic() - begun < 60  # 3,600 ticks; the bound only tells it from real time
