@@ -59,6 +59,9 @@ $(FOREIGN)/swift/.installed: tests/swift/requirements.txt
 fuzz: $(STAMP) ## Send 10,000 broken requests to the front door (OUTCROP_TEST_SEED repeats a run)
 	OUTCROP_TEST_FUZZ=10000 $(BIN)/python -m pytest -q --timeout 1800 tests/api/test_fuzz.py
 
+test-faults: $(STAMP) ## Kill, stop, fill, scale and roll under continuous load
+	$(BIN)/python -m pytest -q tests/e2e/test_faults.py -m ''
+
 test-parity: $(STAMP) ## Run the tests that compare with transformers (installs torch)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
 	$(BIN)/python -m pytest -q tests/parity
@@ -81,6 +84,11 @@ bench-gateway: $(STAMP) $(FOREIGN)/litellm/.installed $(FOREIGN)/ray/.installed 
 
 bench-import: $(STAMP) ## Measure imports beside the raw cost of the same bytes
 	$(BIN)/python -m outcrop.bench.imports
+
+.PHONY: test-faults bench-serving
+bench-serving: $(STAMP) ## Cold starts against the bare engine; scaling rules over traces (TRACES=files, default the sample)
+	$(BIN)/python -m outcrop.bench.serving cold-start
+	$(BIN)/python -m outcrop.bench.serving replay $(or $(TRACES),benchmarks/traces/bursty-day.csv.gz)
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) $(FOREIGN) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -22,12 +22,17 @@ from outcrop.access.bootstrap import Credentials, read
 class Server:
     """``outcrop serve`` on a free port over *home*; *settings* become OUTCROP_ variables.
 
-    *store_mount*: options of a tmpfs that only the server sees in place of its weight store.
+    *store_mount*, *log_mount*: options of a tmpfs that only the server sees in place of its weight store or logs.
     """
 
-    def __init__(self, home: Path, *, store_mount: str | None = None, **settings: object) -> None:
+    def __init__(
+        self, home: Path, *, store_mount: str | None = None, log_mount: str | None = None, **settings: object
+    ) -> None:
         self.home = home
-        self._prefix = [] if store_mount is None else private_mount(home / "store", store_mount)
+        self._prefix: list[str] = []
+        for folder, options in (("store", store_mount), ("logs", log_mount)):
+            if options is not None:
+                self._prefix += private_mount(home / folder, options)
         self._settings = settings
         self.process: subprocess.Popen[bytes] | None = None
 

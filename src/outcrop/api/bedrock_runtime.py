@@ -99,7 +99,7 @@ class BedrockRuntime:
             yield encode_chunk(msgspec.json.encode(last))
 
         headers = [("content-type", EVENT_STREAM), ("x-amzn-bedrock-content-type", "application/json")]
-        return Stream(200, headers, await self._when_ready(pending, parts))
+        return Stream(200, headers, await self._when_ready(pending, parts, IN_INVOKE_STREAM))
 
     async def converse(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> dict[str, Any]:
         served, request, context = self._converse(params, principal, measured)
@@ -109,7 +109,9 @@ class BedrockRuntime:
     async def converse_stream(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> Stream:
         served, request, context = self._converse(params, principal, measured)
         pending = self._generation.stream(served, request, measured)
-        parts = await self._when_ready(pending, lambda chunks: _converse_parts(chunks, measured, context))
+        parts = await self._when_ready(
+            pending, lambda chunks: _converse_parts(chunks, measured, context), IN_CONVERSE_STREAM
+        )
         return Stream(200, [("content-type", EVENT_STREAM)], parts)
 
     def _converse(
@@ -138,9 +140,12 @@ class BedrockRuntime:
         self,
         pending: Awaitable[AsyncIterator[Chunk]],
         parts: Callable[[AsyncIterator[Chunk]], AsyncIterator[bytes]],
+        names: Mapping[str, str],
     ) -> AsyncIterator[bytes]:
         every_s = self._generation.heartbeat_s
-        return await stream_when_ready(pending, parts, heartbeat=HEARTBEAT, every_s=every_s, failed=_stream_error)
+        return await stream_when_ready(
+            pending, parts, heartbeat=HEARTBEAT, every_s=every_s, failed=lambda exc: _stream_error(exc, names)
+        )
 
 
 async def _converse_parts(

@@ -89,16 +89,16 @@ class OpenAI:
         opened = await stream_when_ready(pending, parts, heartbeat=HEARTBEAT, every_s=every_s, failed=_failed)
         return Stream(200, headers, opened)
 
-
-def _failed(exc: ServiceError) -> bytes:
-    return b"data: " + openai_error(exc).body + b"\n\n"
-
     def _find(self, body: dict[str, Any], principal: Principal) -> Served:
         """The model that *body* names, by name, ARN or id."""
         name = body.get("model")
         if not isinstance(name, str) or not name:
             raise InvalidRequest("model is required: the name or ARN of an imported model.", param="model")
         return self._catalogue.find(principal.account, name)
+
+
+def _failed(exc: ServiceError) -> bytes:
+    return b"data: " + openai_error(exc).body + b"\n\n"
 
 
 def _sse(payload: dict[str, Any]) -> bytes:

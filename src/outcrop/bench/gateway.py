@@ -137,9 +137,15 @@ async def compare(gateway: Target, bare: Target, rounds: int) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def server(home: Path) -> AsyncIterator[tuple[str, Credentials, subprocess.Popen[bytes]]]:
+async def server(home: Path, **settings: str) -> AsyncIterator[tuple[str, Credentials, subprocess.Popen[bytes]]]:
     """A server of its own process; yields URL, credentials and the process."""
-    environment = {**os.environ, "OUTCROP_LOG_LEVEL": "warning", "OUTCROP_HOME": str(home), "OUTCROP_PORT": "0"}
+    environment = {
+        **os.environ,
+        "OUTCROP_LOG_LEVEL": "warning",
+        "OUTCROP_HOME": str(home),
+        "OUTCROP_PORT": "0",
+        **settings,
+    }
     process = await asyncio.to_thread(
         subprocess.Popen, [sys.executable, "-m", "outcrop.cli.main", "serve"], env=environment
     )

@@ -97,6 +97,7 @@ def set_scaling(
     paid_window_s: float | None = typer.Option(
         None, help="Copies are paid in windows of this length; 0: by the second."
     ),
+    window_s: float | None = typer.Option(None, help="Least seconds that a peak holds copies up (60)."),
     floor: list[str] = typer.Option(  # noqa: B008
         [], help="'CRON;SECONDS;MIN[;MAX]', UTC: from each time on, so long, so many copies. Repeatable."
     ),
@@ -110,6 +111,7 @@ def set_scaling(
         "slowdown": slowdown,
         "interference": interference,
         "paid_window_s": paid_window_s,
+        "window_s": window_s,
         "floors": [_floor(text) for text in floor],
     }
     body = {name: value for name, value in values.items() if value is not None}

@@ -33,6 +33,7 @@ class Scaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     interference: float | None = None
     wait_slo_s: float | None = None
     paid_window_s: float | None = None
+    window_s: float | None = None
     floors: tuple[Floor, ...] = ()
 
 
@@ -49,7 +50,7 @@ def check(scaling: Scaling) -> None:
         raise InvalidRequest("max_copies=0 would never serve; delete the model instead. Choose 1 or more.")
     if scaling.min_copies is not None and scaling.max_copies is not None and scaling.min_copies > scaling.max_copies:
         raise InvalidRequest(f"min_copies={scaling.min_copies} is more than max_copies={scaling.max_copies}.")
-    for name in ("keep_alive_s", "interference", "wait_slo_s", "paid_window_s"):
+    for name in ("keep_alive_s", "interference", "wait_slo_s", "paid_window_s", "window_s"):
         value = getattr(scaling, name)
         if value is not None and value < 0:
             raise InvalidRequest(f"{name}={value} is negative. Choose 0 or more.")

@@ -1,0 +1,189 @@
+"""``make bench-serving``: cold starts through boto3 against the bare engine's, and scaling rules over traces."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from outcrop.bench.gateway import SAMPLE, SECRET, server
+from outcrop.bench.replay import Arrival, CopyModel, KnativeLike, Ours, QueueThreshold, Rule, read_trace, replay
+from outcrop.engines.base import CopySpec, Endpoint
+from outcrop.engines.llama_cpp import LlamaCpp
+from outcrop.inference.canonical import GenerateRequest
+from outcrop.launchers.local import LocalLauncher
+from outcrop.serving.policy import Params
+
+app = typer.Typer(help=__doc__, pretty_exceptions_enable=False)
+MOST_COPIES = 10
+OUT = typer.Option(None, help="Keep the result as JSON.")
+CHECKPOINT = typer.Option(SAMPLE, help="Folder of the model.")
+TRACES = typer.Argument(help="Traces: arrival_ms, input_tokens, output_tokens as .csv.gz or .parquet.")
+COLD_START_S = typer.Option([30.0, 120.0], help="Cold starts to assume, in s. Repeatable.")
+
+
+@app.command("cold-start")
+def cold_start(
+    checkpoint: Path = CHECKPOINT,
+    runs: int = typer.Option(20, min=2),
+    out: Path | None = OUT,
+) -> None:
+    """Time from the request to its answer with no copy running, through boto3 and on the bare engine, in turns."""
+    found = asyncio.run(_cold_starts(checkpoint, runs))
+    for name in ("gateway_s", "bare_s"):
+        typer.echo(f"{name}: p50 {_percentile(found[name], 50):.3f}, p95 {_percentile(found[name], 95):.3f}")
+    for stage, seconds in found["stages_s"].items():
+        typer.echo(f"  {stage}: p50 {_percentile(seconds, 50):.3f}, p95 {_percentile(seconds, 95):.3f}")
+    typer.echo(f"gateway / bare: p50 {found['ratio_p50']:.2f}, p95 {found['ratio_p95']:.2f}")
+    if out:
+        out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+@app.command("replay")
+def compare(
+    traces: list[Path] = TRACES,
+    cold_start_s: list[float] = COLD_START_S,
+    days: float = typer.Option(14.0, help="How much of each trace."),
+    out: Path | None = OUT,
+) -> None:
+    """Replay traces under the live policy and under two other rules."""
+    rows, copy = [], CopyModel()
+    for path in traces:
+        arrivals = [arrival for arrival in read_trace(path, copy) if arrival.at_s < days * 86400]
+        for cold in cold_start_s:
+            rows += [{"trace": path.name, "cold_start_s": cold, **row} for row in compare_rules(arrivals, copy, cold)]
+            for row in rows[-4:]:
+                typer.echo(
+                    f"{row['trace']:<34} {cold:>5.0f} s  {row['rule']:<18} waited {100 * row['waited']:6.2f} %  "
+                    f"P95 {row['p95_s']:6.1f} s  {row['copy_hours']:8.1f} copy-hours  {row['starts']:>5} starts"
+                )
+    if out:
+        out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def compare_rules(arrivals: list[Arrival], copy: CopyModel, cold_start_s: float) -> list[dict[str, Any]]:
+    """One row per rule over the same arrivals."""
+    rules: list[Rule] = [
+        KnativeLike(copy.slots, MOST_COPIES, 300),
+        QueueThreshold(MOST_COPIES, 300),
+        *(
+            Ours(
+                f"outcrop, {keep:g} s",
+                Params(max_copies=MOST_COPIES, keep_alive_s=keep, interference=copy.kappa),
+                copy,
+                cold_start_s,
+            )
+            for keep in (300.0, 900.0)
+        ),
+    ]
+    return [asdict(replay(arrivals, rule, copy, cold_start_s)) for rule in rules]
+
+
+async def _cold_starts(checkpoint: Path, runs: int) -> dict[str, Any]:
+    import boto3
+
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        settings = {"OUTCROP_KEEP_ALIVE_S": "0", "OUTCROP_STOP_IDLE": "true"}
+        async with server(home, **settings) as (url, credentials, _):
+            imported = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "outcrop.cli.main", "import", str(checkpoint), "--name", "sample"),
+                env={**os.environ, "OUTCROP_HOME": folder},
+            )
+            if await imported.wait():
+                raise SystemExit("the sample could not be imported")
+            runtime = boto3.client(
+                "bedrock-runtime",
+                endpoint_url=url,
+                region_name=credentials.region,
+                aws_access_key_id=credentials.access_key_id,
+                aws_secret_access_key=credentials.secret_access_key,
+            )
+            through: list[float] = []
+            bare: list[float] = []
+            stages: dict[str, list[float]] = {}
+            spec: CopySpec | None = None
+            for _ in range(runs):
+                begun = time.perf_counter()
+                await asyncio.to_thread(_ask, runtime)
+                through.append(time.perf_counter() - begun)
+                status = await asyncio.to_thread(_status, url, credentials.bearer_key)
+                for stage, seconds in status["copies"][0]["start_timings"].items() if status["copies"] else ():
+                    stages.setdefault(stage, []).append(seconds)
+                spec = spec or _spec(home, status)
+                await _until_gone(url, credentials.bearer_key)
+                bare.append(await _bare_start(spec, home))
+    return {
+        "runs": runs,
+        "gateway_s": through,
+        "bare_s": bare,
+        "stages_s": stages,
+        "ratio_p50": _percentile(through, 50) / _percentile(bare, 50),
+        "ratio_p95": _percentile(through, 95) / _percentile(bare, 95),
+    }
+
+
+def _ask(runtime: Any) -> None:
+    runtime.invoke_model(modelId="sample", body='{"prompt":"for","max_gen_len":1,"temperature":0}')["body"].read()
+
+
+async def _bare_start(spec: CopySpec, home: Path) -> float:
+    """The same process without any gateway: from its spawn to the first token."""
+    engine = LlamaCpp(request_timeout_s=60)
+    begun = time.perf_counter()
+    process = await LocalLauncher().start(
+        engine.command(spec), engine.child_config(spec, SECRET), home / "bare.log", 120
+    )
+    try:
+        endpoint = Endpoint(f"http://127.0.0.1:{process.announced['port']}", SECRET)
+        while not await engine.is_ready(endpoint):
+            await asyncio.sleep(0.005)
+        await engine.complete(endpoint, GenerateRequest("completion", {"prompt": "for", "max_tokens": 1}))
+        return time.perf_counter() - begun
+    finally:
+        await process.stop(5)
+        await engine.aclose()
+
+
+def _spec(home: Path, status: dict[str, Any]) -> CopySpec:
+    (model,) = status["models"]
+    return CopySpec(
+        model_id=model["model_id"],
+        artifact=home / "store" / "models" / model["model_id"] / "model.gguf",
+        context_tokens=model["context_tokens"],
+        slots=model["slots"],
+        threads=status["copies"][0]["threads"] if status["copies"] else len(os.sched_getaffinity(0)),
+        kv_f32=True,  # as the server does for a sample of this size
+    )
+
+
+def _status(url: str, key: str) -> dict[str, Any]:
+    import urllib.request
+
+    request = urllib.request.Request(f"{url}/outcrop/v1/status", headers={"Authorization": f"Bearer {key}"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
+        found: dict[str, Any] = json.load(response)
+    return found
+
+
+async def _until_gone(url: str, key: str) -> None:
+    async with asyncio.timeout(60):
+        while (await asyncio.to_thread(_status, url, key))["copies"]:
+            await asyncio.sleep(0.05)
+
+
+def _percentile(values: list[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+if __name__ == "__main__":
+    app()
