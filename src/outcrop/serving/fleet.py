@@ -262,6 +262,7 @@ class Fleet:
         self._models.pop(model_id, None)
         self._learned.pop(model_id, None)
         self._scaling.pop(model_id, None)
+        await asyncio.to_thread(self._forget_logs, model_id, 0)
 
     async def prove(self, spec: CopySpec, request: GenerateRequest, probes: list[tuple[str, list[int]]]) -> ProofReport:
         """Start one copy apart from the routed ones, compare tokens, generate, stop it. Raises EngineFault."""
@@ -410,6 +411,7 @@ class Fleet:
                 begun = self._clock()
                 copy.start_timings["queued_s"] = round(begun - copy.born_at, 4)
                 copy.tier = await asyncio.to_thread(self._tier, copy.spec)
+                await asyncio.to_thread(self._forget_logs, copy.spec.model_id, self._settings.copy_logs_kept)
                 copy.process, copy.endpoint = await self._launch(copy.spec, copy.copy_id)
                 copy.start_timings["spawn_s"] = round(self._clock() - begun, 4)
                 await self._until_ready(copy.spec, copy.endpoint)
@@ -569,6 +571,12 @@ class Fleet:
 
     def _tier(self, spec: CopySpec) -> Tier:
         return Tier.CACHED if resident_share(spec.artifact) >= CACHED_SHARE else Tier.DISK
+
+    def _forget_logs(self, model_id: str, kept: int) -> None:
+        """Remove all but the newest *kept* logs of the model's copies."""
+        found = sorted(self.log_folder.glob(f"{model_id}-*.log"), key=lambda path: path.stat().st_mtime)
+        for path in found[: len(found) - kept]:
+            path.unlink(missing_ok=True)
 
     @property
     def log_folder(self) -> Path:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -295,6 +297,24 @@ def test_a_deleted_model_drains_and_its_waiters_hear_that_it_is_gone() -> None:
             await waits
 
     play(story, max_copies=1)
+
+
+def test_logs_of_ended_copies_are_kept_up_to_a_number_and_go_with_the_model(tmp_path: Path) -> None:
+    folder = tmp_path / "logs" / "copies"
+    folder.mkdir(parents=True)
+    for number in range(6):
+        log = folder / f"model-{number}.log"
+        log.write_text("x")
+        os.utime(log, (number, number))
+    (folder / "other-1.log").write_text("x")
+
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        await use(fleet, spec())
+        assert sorted(path.name for path in folder.glob("model-*")) == ["model-4.log", "model-5.log"]
+        await fleet.remove("model")
+        assert [path.name for path in folder.iterdir()] == ["other-1.log"]
+
+    play(story, home=tmp_path, copy_logs_kept=2)
 
 
 def test_a_lease_ends_with_the_task_that_took_it_even_when_nobody_released_it() -> None:
