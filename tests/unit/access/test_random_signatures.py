@@ -41,7 +41,8 @@ def signed(rng: random.Random) -> dict[str, Any]:
     headers = {name: " ".join(quote(text(rng, 8), safe="/;= ") for _ in range(2)) or "x" for name in names}
     body = rng.randbytes(rng.choice([0, 1, 30, 400]))
     method = rng.choice(["GET", "POST", "PUT", "DELETE"])
-    url = f"http://host:{rng.randint(1, 65535)}{path}" + (f"?{query}" if query else "")
+    # Not port 80: a client leaves the scheme's own port out of its host header.
+    url = f"http://host:{rng.randint(1024, 65535)}{path}" + (f"?{query}" if query else "")
     request = AWSRequest(method, url, headers=headers, data=body)
     SIGNER.add_auth(request)
     parts = urlsplit(url)
