@@ -93,7 +93,7 @@ def test_a_copy_killed_mid_request_costs_the_caller_nothing_before_the_first_byt
 
 def test_a_copy_killed_mid_stream_ends_the_stream_with_a_modelled_error(fresh: Server, talkative: Path) -> None:
     arn = fresh.import_model(talkative, "talkative")
-    body = json.dumps({"prompt": "for each", "max_gen_len": 16_000, "temperature": 0})
+    body = json.dumps({"prompt": "for each", "max_tokens": 16_000, "ignore_eos": True})
     stream = iter(fresh.client("bedrock-runtime").invoke_model_with_response_stream(modelId=arn, body=body)["body"])
     next(stream)
     os.kill(fresh.status()["copies"][0]["pid"], signal.SIGKILL)
