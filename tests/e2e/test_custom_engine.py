@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from tests.support.server import Server, wait_for
 
+from outcrop.engines.base import Endpoint
 from outcrop.engines.custom import Custom
 from outcrop.errors import BadSetting
+from outcrop.inference.canonical import GenerateRequest
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,26 @@ def test_a_model_on_a_custom_engine_answers_through_every_route(served: tuple[Se
     assert whole["usage"]["completion_tokens"] == 64  # what this engine says, not what was asked for
     assert plain["generation_token_count"] == 64
     assert pieces[-1]["amazon-bedrock-invocationMetrics"]["outputTokenCount"] == 8
+
+
+def test_its_tokens_are_counted_by_asking_it(served: tuple[Server, str, Path]) -> None:
+    server, arn, _ = served
+    runtime = server.client("bedrock-runtime")
+    messages = [{"role": "user", "content": [{"text": "Hello"}]}]
+    answer = runtime.converse(modelId=arn, messages=messages)
+
+    counted = runtime.count_tokens(modelId=arn, input={"converse": {"messages": messages}})
+    assert counted["inputTokens"] == answer["usage"]["inputTokens"] > 0
+
+
+async def test_it_is_asked_in_openai_s_words_once_for_each_choice() -> None:
+    body = {"messages": [], "logprobs": True, "n": 2}
+    engine = Custom("serve {port}", request_timeout_s=1)
+
+    how = await engine._plan(Endpoint("", ""), GenerateRequest(kind="chat", body=body))
+
+    assert how.body == {"messages": [], "logprobs": True}
+    assert (how.choices, how.top_logprobs) == (2, 0)
 
 
 def test_nothing_is_converted_for_an_engine_that_reads_the_checkpoint(served: tuple[Server, str, Path]) -> None:

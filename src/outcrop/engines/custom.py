@@ -15,7 +15,7 @@ import msgspec
 
 from outcrop.engines.base import CopySpec, Endpoint
 from outcrop.engines.llama_cpp import LlamaCpp
-from outcrop.engines.llama_cpp_request import CHAT, COMPLETION, Plan
+from outcrop.engines.llama_cpp_request import CHAT, COMPLETION, Plan, alternatives
 from outcrop.errors import BadSetting, EngineFault
 from outcrop.inference.canonical import GenerateRequest
 
@@ -59,8 +59,7 @@ class Custom(LlamaCpp):
         """The canonical body as it is: it has OpenAI's field names, and vLLM's where OpenAI has none."""
         body = {key: value for key, value in request.body.items() if key != "n"}
         path = CHAT if request.kind == "chat" else COMPLETION
-        top_logprobs = request.body.get("top_logprobs" if request.kind == "chat" else "logprobs")
-        return Plan(path, body, choices=request.body.get("n") or 1, top_logprobs=top_logprobs)
+        return Plan(path, body, choices=request.body.get("n") or 1, top_logprobs=alternatives(request))
 
     async def count_tokens(self, endpoint: Endpoint, request: GenerateRequest) -> int:
         """What the engine says it read when it is asked for one token: the OpenAI API has no cheaper way."""

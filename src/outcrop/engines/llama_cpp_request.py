@@ -101,7 +101,7 @@ def plan(request: GenerateRequest, template: Template = PLAIN) -> Plan:
     if wanted.get("stop"):
         body["verbose"] = True  # the only way to hear which stop sequence matched
     grammar = _grammar(wanted)
-    top_logprobs = _top_logprobs(request)
+    top_logprobs = alternatives(request)
     given: dict[str, Any] = {"choices": wanted.get("n") or 1, "top_logprobs": top_logprobs}
     if request.kind == "chat":
         return _chat(wanted, body, grammar, given, template)
@@ -158,7 +158,8 @@ def _chat(
     return Plan(COMPLETION, body, template=template, reading=reading, **given)
 
 
-def _top_logprobs(request: GenerateRequest) -> int | None:
+def alternatives(request: GenerateRequest) -> int | None:
+    """How many alternatives of each token *request* asks for; None when it asks for no log-probabilities."""
     logprobs = request.body.get("logprobs")
     if request.kind == "completion":
         return logprobs
