@@ -15,6 +15,19 @@ from tests.support.server import Server, wait_for
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 USER = json.dumps([{"role": "user", "content": [{"text": "for each"}]}])
+TOOLS = json.dumps(
+    {
+        "tools": [
+            {
+                "toolSpec": {
+                    "name": "get_weather",
+                    "inputSchema": {"json": {"type": "object", "properties": {"city": {"enum": ["Paris"]}}}},
+                }
+            }
+        ],
+        "toolChoice": {"any": {}},
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +76,14 @@ def test_converse_answers(aws: Run, roomy_model: str) -> None:
 
     assert said["usage"]["outputTokens"] == 4
     assert said["output"]["message"]["role"] == "assistant"
+
+
+def test_converse_calls_a_tool(aws: Run, tool_model: str) -> None:
+    config = ["--messages", USER, "--inference-config", "maxTokens=200", "--tool-config", TOOLS]
+    said = answer(aws("bedrock-runtime", "converse", "--model-id", tool_model, *config))
+
+    assert said["stopReason"] == "tool_use"
+    assert said["output"]["message"]["content"][-1]["toolUse"]["name"] == "get_weather"
 
 
 def test_errors_name_the_exception_and_fail_the_command(aws: Run, roomy_model: str, server: Server) -> None:

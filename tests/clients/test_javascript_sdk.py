@@ -43,6 +43,24 @@ def test_converse_stream_has_its_events_in_order_and_the_text_of_converse(found:
     assert kinds == ["messageStart", "contentBlockDelta", "contentBlockStop", "messageStop", "metadata"]
 
 
+def test_a_named_tool_is_called(found: Scenarios) -> None:
+    answer = value(found, "forcedTool")
+    call = answer["output"]["message"]["content"][-1]["toolUse"]
+
+    assert answer["stopReason"] == "tool_use"
+    assert (call["name"], call["input"]) == ("get_weather", {"city": "Paris"})
+
+
+def test_a_streamed_tool_call_names_the_tool_first_and_then_writes_its_input(found: Scenarios) -> None:
+    events = value(found, "forcedToolStream")
+    start = next(e["contentBlockStart"]["start"]["toolUse"] for e in events if "contentBlockStart" in e)
+    deltas = [e["contentBlockDelta"]["delta"] for e in events if "contentBlockDelta" in e]
+
+    assert start["name"] == "get_weather"
+    assert '"Paris"' in "".join(delta["toolUse"]["input"] for delta in deltas if "toolUse" in delta)
+    assert next(e["messageStop"]["stopReason"] for e in events if "messageStop" in e) == "tool_use"
+
+
 def test_a_tool_s_result_goes_back_to_the_model(found: Scenarios) -> None:
     assert value(found, "toolResult")["outputTokens"] == 1
 

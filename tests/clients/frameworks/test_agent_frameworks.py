@@ -30,6 +30,10 @@ def test_the_ai_sdk_may_leave_out_all_that_is_optional(ai_sdk: Scenarios) -> Non
     assert value(ai_sdk, "bare") == 2
 
 
+def test_the_ai_sdk_calls_a_required_tool(ai_sdk: Scenarios) -> None:
+    assert value(ai_sdk, "forcedTool") == {"name": "get_weather", "input": {"city": "Paris"}}
+
+
 @pytest.mark.parametrize(("scenario", "status"), [("unknownModel", 404), ("wrongSecret", 403)])
 def test_the_ai_sdk_hears_errors(ai_sdk: Scenarios, scenario: str, status: int) -> None:
     assert ai_sdk[scenario]["error"]["name"] == "AI_APICallError"

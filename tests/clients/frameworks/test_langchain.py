@@ -26,6 +26,13 @@ def test_converse_answers_streams_and_batches_the_same_text(found: Scenarios) ->
     assert value(found, "converse_batch") == [whole["text"]] * 3
 
 
+def test_a_named_tool_is_called(found: Scenarios) -> None:
+    (call,) = value(found, "converse_forced_tool")
+
+    assert call["name"] == "get_weather"
+    assert isinstance(call["args"]["city"], str)
+
+
 def test_a_tool_s_result_goes_back_to_the_model(found: Scenarios) -> None:
     assert value(found, "converse_tool_result")["output_tokens"] == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -30,6 +31,13 @@ def test_a_stream_has_the_text_of_the_whole_answer(found: Scenarios, route: str)
 
 def test_the_bedrock_and_the_openai_routes_give_one_text(found: Scenarios) -> None:
     assert value(found, "openai")["text"] == value(found, "converse")["text"] == value(found, "openai_api")["text"]
+
+
+def test_a_named_tool_is_called(found: Scenarios) -> None:
+    call = value(found, "converse_forced_tool")
+
+    assert (call["name"], json.loads(call["arguments"])) == ("get_weather", {"city": "Paris"})
+    assert call["stop"] == "tool_calls"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -46,6 +47,11 @@ def test_a_completion_is_answered(python: Scenarios) -> None:
 
 def test_a_json_schema_is_kept(python: Scenarios) -> None:
     assert '"Paris"' in value(python, "json_schema")
+
+
+def test_a_tool_is_called_when_it_is_named_and_when_one_is_required(python: Scenarios, node: Scenarios) -> None:
+    for call in (value(python, "forced_tool"), value(node, "forcedTool")):
+        assert (call["name"], json.loads(call["arguments"])) == ("get_weather", {"city": "Paris"})
 
 
 @pytest.mark.parametrize(
