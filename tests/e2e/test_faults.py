@@ -48,6 +48,11 @@ def pids(server: Server) -> list[int]:
     ]
 
 
+def thread_states(pid: int) -> list[str]:
+    """What the kernel says of each thread of *pid*; T is stopped."""
+    return [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+
+
 def generated(server: Server) -> float:
     """Requests that the server counts as answered."""
     request = urllib.request.Request(
@@ -97,6 +102,8 @@ def test_an_engine_that_a_killed_server_could_not_take_along_is_reaped_by_the_ne
     default_client(steady).invoke_model(modelId=arn, body=json.dumps({**BODY, "max_gen_len": 1}))
     (pid,) = pids(steady)
     os.kill(pid, signal.SIGSTOP)  # it cannot see that its parent is gone
+    # Until every thread has stopped, one may still see it and leave.
+    wait_for(lambda: all(state == "T" for state in thread_states(pid)))
     steady.kill()
     assert is_alive(pid)
 
