@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from tests.parity.engine import convert, serving
-from tests.parity.zoo import ZOO, make
+from tests.parity.zoo import make
 from tests.support.checkpoints import PROMPTS, VOCAB
+from tests.support.zoo import ZOO
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 

@@ -17,7 +17,12 @@ from outcrop.api import bedrock, bedrock_resources, bedrock_runtime
 from outcrop.api.refusals import REFUSED_FOR_IMPORTED_MODELS
 from outcrop.api.wire_errors import AWS, OPENAI
 from outcrop.awswire.service import Service
+from outcrop.checkpoints.engines import HARDWARE, LLAMA_CPP
+from outcrop.checkpoints.families import FAMILIES, Family
+from outcrop.checkpoints.pre_tokenizers import LOOSE, PRE_TOKENIZERS
+from outcrop.checkpoints.quantisation import METHODS
 from outcrop.cli.main import app
+from outcrop.engines.gguf_plan import QUANTISED
 from outcrop.errors import Faulty, Passing, Refused, ServiceError
 from outcrop.settings import Settings
 
@@ -110,6 +115,59 @@ def _operation_row(operation: str, done: Mapping[str, str]) -> str:
     return f"| {operation} | no | |"
 
 
+def checkpoints_page() -> str:
+    """Families by engine, with the tests that prove them."""
+    parts = [
+        "# Checkpoints",
+        "",
+        "Hugging Face checkpoints in safetensors (F32, F16, BF16) of these families can be imported. *proven* names",
+        "the tests that hold the engine to transformers' own classes; *declared* is what the engine's documentation",
+        "says and was not run by us. What no engine of an installation serves is kept; calls to it say which would.",
+        "",
+        f"| family | `model_type` | in AWS's list | {' | '.join(HARDWARE)} |",
+        f"| --- | --- | --- | {' | '.join('---' for _ in HARDWARE)} |",
+    ]
+    for family in FAMILIES.values():
+        cells = [_serves(family, engine) for engine in HARDWARE]
+        listed = "yes" if family.aws else "no"
+        parts.append(f"| {family.label} | `{family.model_type}` | {listed} | {' | '.join(cells)} |")
+    parts += ["", "Hardware: " + "; ".join(f"{engine}: {where}" for engine, where in HARDWARE.items()) + "."]
+    parts += [
+        "",
+        "## Quantised checkpoints",
+        "",
+        "Recognised by `quantization_config`; refused where no engine here reads them.",
+        "",
+    ]
+    parts += ["| method | engines (declared) |", "| --- | --- |"]
+    parts += [f"| {method} | {', '.join(sorted(engines))} |" for method, engines in METHODS.items()]
+    loose = " and ".join(f"`{name}`" for name in sorted(LOOSE))
+    parts += [
+        "",
+        "MXFP4 checkpoints of GPT-OSS are also served by llama.cpp: their blocks are rearranged without a change of",
+        "value (`tests/unit/checkpoints/test_gguf_convert.py`).",
+        "",
+        "## Tokenizers of the CPU engine",
+        "",
+        "`tokenizer.json` (byte-level BPE and what was made from SentencePiece), `tokenizer.model` alone (BPE,",
+        "Unigram), `tekken.json`. A BPE is taken by how it splits text, whoever trained it; llama.cpp's names for the",
+        "ways it knows: " + ", ".join(f"`{name}`" for name in sorted(set(PRE_TOKENIZERS.values()))) + ".",
+        f"Of {loose} it splits words at combining marks, which the tokenizer does not; an import notes it.",
+        "",
+        "## Precision",
+        "",
+        "The CPU engine keeps the checkpoint's precision, or widens it. `outcrop import --quantize` packs the matrices",
+        f"({' or '.join(QUANTISED)}; embedding and output never below eight bits), and the model says so.",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _serves(family: Family, engine: str) -> str:
+    if engine == LLAMA_CPP:
+        return "proven: `tests/exactness`, `tests/parity`" if family.gguf else "no"
+    return "declared" if engine in family.engines else "no"
+
+
 def _describe(command: Any, path: str, parts: list[str]) -> None:
     parts += [f"## `{path}`", "", (command.help or "").strip(), ""]
     for parameter in command.params:
@@ -127,6 +185,7 @@ def main() -> int:
         "cli.md": cli_page(),
         "compatibility.md": compatibility_page(),
         "errors.md": errors_page(),
+        "checkpoints.md": checkpoints_page(),
     }
     stale = [name for name, text in pages.items() if not (DOCS / name).exists() or (DOCS / name).read_text() != text]
     if "--check" in sys.argv:

@@ -130,6 +130,11 @@ def convert(folder: Path, out: Path, dtype: str, quantise: str | None = None) ->
 
 def read(folder: Path) -> Checkpoint:
     """The checked description of *folder*."""
+    return inspect(read_files(folder))
+
+
+def read_files(folder: Path) -> CheckpointFiles:
+    """What the check reads of *folder*."""
     sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     headers: dict[str, bytes] = {}
     for name in sizes:
@@ -138,7 +143,7 @@ def read(folder: Path) -> Checkpoint:
                 head = file.read(8)
                 headers[name] = head + file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES))
     texts = {name: (folder / name).read_bytes() for name in wanted_texts(sizes)}
-    return inspect(CheckpointFiles(sizes, texts, headers))
+    return CheckpointFiles(sizes, texts, headers)
 
 
 def _target(checkpoint: Checkpoint, dtype: str) -> str:

@@ -40,8 +40,10 @@ class Converted:
         )
 
 
-async def convert(folder: Path, *, heard: Callable[[float], None]) -> Converted:
+async def convert(folder: Path, *, heard: Callable[[float], None], quantise: str | None = None) -> Converted:
     """Make ``model.gguf`` from *folder*/checkpoint unless an earlier run did; *heard* gets the share done (0..1).
+
+    *quantise*: the type that matrices are packed to (``q8_0``, ``q4_0``); None keeps the checkpoint's precision.
 
     Raises CheckpointRejected for weights that cannot be used, StorageFull when the disk is, ServiceFault else.
     """
@@ -49,6 +51,7 @@ async def convert(folder: Path, *, heard: Callable[[float], None]) -> Converted:
     if artifact.exists() and record.exists():
         return Converted.from_event(json.loads(record.read_bytes()))
     argv = ["-m", "outcrop.engines.gguf_convert", "--checkpoint", str(folder / "checkpoint"), "--out", str(artifact)]
+    argv += ["--quantize", quantise] if quantise else []
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *argv,

@@ -61,6 +61,14 @@ class Process:
     def returncode(self) -> int | None:
         return self._process.returncode
 
+    def peak_memory_bytes(self) -> int | None:
+        """The most that the process itself ever held resident; None where the system does not say (no /proc)."""
+        with suppress(OSError, ValueError):
+            for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        return None
+
     async def wait(self) -> int:
         """The exit status, once there is one; negative for the signal that killed it."""
         return await self._process.wait()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from msgspec import Struct, structs
+from msgspec import structs
 
 from outcrop.engines.base import CopySpec, Endpoint, Engine
 from outcrop.errors import EngineFault, ModelNotFound, ModelNotReady, ServiceError, ShuttingDown
@@ -26,12 +26,13 @@ from outcrop.ids import CopyId, random_id
 from outcrop.inference.canonical import GenerateRequest
 from outcrop.launchers.local import LocalLauncher, Process
 from outcrop.launchers.page_cache import resident_share
-from outcrop.serving import policy, room, router, schedule, starts
+from outcrop.serving import policy, proof, room, router, schedule, starts
 from outcrop.serving.copies import Copy, CopyStatus, DecisionRecord, Lease, Model, ModelStatus
 from outcrop.serving.gate import StartGate
 from outcrop.serving.hold import Ask, HoldQueue, Limits, Seat
 from outcrop.serving.lifecycle import SERVING, State, advance
 from outcrop.serving.making_room import Landlord
+from outcrop.serving.proof import ProofReport
 from outcrop.serving.starts import ColdStarts, Tier
 from outcrop.settings import Settings
 
@@ -45,16 +46,6 @@ MISSED_PROBES = 3  # in a row, of a copy that does not answer, before it is repl
 KEEP_PLACE_S = 30.0  # a place in the queue waits this much longer than its request was told to
 CACHED_SHARE = 0.8  # of an artefact's pages in memory, from which a start reads no disk
 ANYONE = Ask()
-
-
-class ProofReport(Struct, frozen=True):
-    """What a proof run saw. Times in seconds; *mismatches* is empty when the engine tokenises as it should."""
-
-    spawn_s: float
-    load_s: float
-    first_token_s: float
-    text: str
-    mismatches: list[str]
 
 
 class Fleet:
@@ -273,19 +264,25 @@ class Fleet:
             spawned = self._clock()
             await self._until_ready(spec, endpoint)
             ready = self._clock()
-            mismatches = []
-            for text, ids in probes if engine.can_tokenize else ():
-                found = await engine.tokenize(endpoint, text)
-                if found != ids:
-                    mismatches.append(f"{text[:40]!r} gives {found[:8]}…, the tokenizer {ids[:8]}…")
+            mismatches = await _mismatches(engine, endpoint, probes if engine.can_tokenize else ())
             asked = self._clock()
             answer = await engine.complete(endpoint, request)
+            answered = self._clock()
+            first, *others = proof.PROMPTS
+            answers = [await engine.complete(endpoint, proof.question(first))]
+            spoken = self._clock() - answered
+            if proof.repeated_token(answers[0]) is not None:
+                answers += [await engine.complete(endpoint, proof.question(prompt)) for prompt in others]
+            tokens = answers[0].usage.completion_tokens
             return ProofReport(
                 spawn_s=round(spawned - begun, 4),
                 load_s=round(ready - spawned, 4),
-                first_token_s=round(self._clock() - asked, 4),
+                first_token_s=round(answered - asked, 4),
                 text=answer.choices[0].text if answer.choices else "",
                 mismatches=mismatches,
+                tokens_per_s=round(tokens / spoken, 2) if tokens and spoken > 0 else None,
+                memory_bytes=await asyncio.to_thread(process.peak_memory_bytes),
+                diagnosis=proof.diagnosis(answers),
             )
         finally:
             await process.stop(STOP_GRACE_S)
@@ -690,3 +687,16 @@ def _was_served(waiter: asyncio.Future[Lease]) -> bool:
 
 def _values(facts: policy.Facts) -> dict[str, Any]:
     return {each.name: getattr(facts, each.name) for each in fields(facts)}
+
+
+async def _mismatches(engine: Engine, endpoint: Endpoint, probes: Iterable[tuple[str, list[int]]]) -> list[str]:
+    """Each probe text that the engine tokenises otherwise than the checkpoint's tokenizer does, with both."""
+    found = []
+    for text, wanted in probes:
+        given = await engine.tokenize(endpoint, text)
+        if given != wanted:
+            at = next((n for n, (one, two) in enumerate(zip(given, wanted, strict=False)) if one != two), 0)
+            found.append(
+                f"{text[:40]!r} gives {given[at : at + 6]} from token {at} on, the tokenizer {wanted[at : at + 6]}"
+            )
+    return found
