@@ -66,6 +66,10 @@ test-parity: $(STAMP) ## Run the tests that compare with transformers (installs 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
 	$(BIN)/python -m pytest -q tests/parity
 
+record-parity: $(STAMP) ## Record what transformers computes, for tests/exactness (installs torch)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
+	$(BIN)/python -m tests.parity.record
+
 check: $(STAMP) ## Lint, type-check, check import contracts and generated documents
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -93,5 +97,5 @@ bench-serving: $(STAMP) ## Cold starts against the bare engine; scaling rules ov
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) $(FOREIGN) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
-.PHONY: help setup demo serve test test-wire fuzz test-clients test-parity check docs bench bench-gateway clean
+.PHONY: record-parity help setup demo serve test test-wire fuzz test-clients test-parity check docs bench bench-gateway clean
 .PHONY: test-s3 bench-import

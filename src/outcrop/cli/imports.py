@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from outcrop.cli.client import HOME, JSON, Client, connect, echo_json, show
 from outcrop.errors import BadSetting
 from outcrop.ids import random_id
+from outcrop.importing.choices import QUANTISATIONS, tags
 
 BUCKET = "outcrop-imports"
 LINE_EVERY_S = 5.0
@@ -25,12 +26,19 @@ def import_model(
     source: str = typer.Argument(help="A checkpoint's folder on this machine, or s3://bucket/prefix/."),
     name: str = typer.Option(..., "--name", help="Name of the imported model."),
     job_name: str | None = typer.Option(None, help="Name of the import job (default: made from the model's)."),
+    quantize: str | None = typer.Option(
+        None, help=f"Pack the CPU engine's matrices ({', '.join(QUANTISATIONS)}); the default keeps every bit."
+    ),
+    accept_broken: bool = typer.Option(
+        False, "--accept-broken", help="Import even what the proof run calls broken (NaN, one token for ever)."
+    ),
     wait: bool = typer.Option(True, "--wait/--no-wait", help="Follow the job to its end."),
     home: Path | None = HOME,
     as_json: bool = JSON,
 ) -> None:
     """Import a checkpoint (Hugging Face safetensors). Exits with 1 and the reason when the import fails."""
     client = connect(home)
+    chosen = tags(quantize, accepts_any_proof=accept_broken)
     uri = source if source.startswith("s3://") else _upload(client, Path(source), name)
     bedrock = client.aws("bedrock")
     arn = bedrock.create_model_import_job(
@@ -38,6 +46,7 @@ def import_model(
         importedModelName=name,
         roleArn=client.credentials.import_role_arn,
         modelDataSource={"s3DataSource": {"s3Uri": uri}},
+        **({"jobTags": chosen} if chosen else {}),
     )["jobArn"]
     if not wait:
         echo_json({"jobArn": arn}) if as_json else typer.echo(arn)

@@ -25,6 +25,7 @@ from outcrop.engines.base import CopySpec
 from outcrop.engines.custom import NAME as CUSTOM
 from outcrop.errors import JobEnded, OutcropError, QuotaExceeded
 from outcrop.ids import JobId
+from outcrop.importing.choices import PROOF_TAG, QUANTISATION_TAG, Choices
 from outcrop.importing.conversion import Converted, convert
 from outcrop.importing.disk import DiskLedger
 from outcrop.importing.fetch import Fetch
@@ -43,6 +44,7 @@ from outcrop.inference.canonical import GenerateRequest
 from outcrop.registry.records import ImportedModel, ImportJob
 from outcrop.registry.store import Registry
 from outcrop.serving.fleet import Fleet
+from outcrop.serving.proof import ProofReport
 from outcrop.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -106,7 +108,11 @@ class Importer:
             self._start(job)
 
     async def submit(self, job: ImportJob) -> ImportJob:
-        """Store *job* and start it, or give the earlier job of its token. Raises NameTaken, QuotaExceeded."""
+        """Store *job* and start it, or give the earlier job of its token.
+
+        Raises InvalidRequest for a choice in its tags that is none, NameTaken, QuotaExceeded.
+        """
+        Choices.of(job.request)
         async with self._admission:
             if len(self._tasks) >= self._settings.imports_in_parallel and job.client_token is None:
                 raise self._quota()
@@ -204,6 +210,12 @@ class Importer:
             raise CheckpointRejected([Problem(file="", message=problem) for problem in problems])
         notes = [*found.warnings, *checkpoint.notes, *scan_notes(scanned)]
         engine = CUSTOM if self._settings.engine_of(job.model_name) == CUSTOM else checkpoint.engine
+        choices = Choices.of(job.request)
+        if choices.quantise and engine != LLAMA_CPP:
+            raise CheckpointRejected.of(
+                f"The job tag {QUANTISATION_TAG} packs weights for {LLAMA_CPP}; this model is for "
+                f"{engine or 'no engine'} here. Leave the tag out."
+            )
         if engine is None:
             work.is_committing = True
             await self._publish(work, _model(job, checkpoint, engine, None, notes, scanned))
@@ -211,20 +223,20 @@ class Importer:
         converted = None
         if engine == LLAMA_CPP:
             await self._enter(work, Phase.CONVERTING)
-            converted = await self._convert(work)
+            converted = await self._convert(work, choices.quantise)
         await self._enter(work, Phase.PROVING)
         model = _model(job, checkpoint, engine, converted, notes, scanned)
         folder = await in_thread(self._whereabouts, job)
         spec = structs.replace(self._spec(model), artifact=folder / "model.gguf")
         probes = list(converted.probes) if converted else []
         proved = await self._fleet.prove(spec, _proof_request(checkpoint), probes)
-        if proved.mismatches:
-            raise CheckpointRejected.of(
-                "The engine tokenises differently from the checkpoint's tokenizer: " + "; ".join(proved.mismatches)
-            )
-        proof = {"spawn_s": proved.spawn_s, "load_s": proved.load_s, "first_token_s": proved.first_token_s}
+        found_out = {**model.facts, "proof": proved.measurements()}
+        if complaint := proof_complaint(proved, accepts_any=choices.accepts_any_proof):
+            raise CheckpointRejected.of(complaint)
+        if proved.diagnosis:
+            found_out["notes"] = [*model.facts["notes"], f"imported although {proved.diagnosis}"]
         work.is_committing = True  # from here on a cancellation would leave a model without its job, or half of one
-        await self._publish(work, replace(model, facts={**model.facts, "proof": proof}))
+        await self._publish(work, replace(model, facts=found_out))
 
     async def _publish(self, work: _Work, model: ImportedModel) -> None:
         job = work.job
@@ -285,9 +297,9 @@ class Importer:
         await self._save(work, detail=work.noted(transfer=meter.facts(time.monotonic())))
         return files
 
-    async def _convert(self, work: _Work) -> Converted:
+    async def _convert(self, work: _Work, quantise: str | None) -> Converted:
         folder = await in_thread(self._whereabouts, work.job)
-        return await convert(folder, heard=lambda share: self._report(work, share))
+        return await convert(folder, heard=lambda share: self._report(work, share), quantise=quantise)
 
     async def _enter(self, work: _Work, phase: Phase) -> None:
         self._clock_phase(work)
@@ -389,10 +401,22 @@ def _model(
 
 
 def _proof_request(checkpoint: Checkpoint) -> GenerateRequest:
-    body: dict[str, Any] = {"max_tokens": 4, "temperature": 0}
+    body: dict[str, Any] = {"max_tokens": 1, "temperature": 0}  # the time to its first token is measured
     if checkpoint.chat_template is not None:
         return GenerateRequest("chat", {**body, "messages": [{"role": "user", "content": "Hello"}]})
     return GenerateRequest("completion", {**body, "prompt": "Hello"})
+
+
+def proof_complaint(proved: ProofReport, *, accepts_any: bool) -> str | None:
+    """Why the proof run fails the job; None when it does not."""
+    if proved.mismatches:
+        return "The engine tokenises differently from the checkpoint's tokenizer: " + "; ".join(proved.mismatches)
+    if proved.diagnosis and not accepts_any:
+        return (
+            f"The model starts but does not work: {proved.diagnosis}. Check the training run, or import an earlier "
+            f"checkpoint; the job tag {PROOF_TAG}=accept imports it as it is."
+        )
+    return None
 
 
 def _storage_message(exc: OSError, home: Path) -> str:
