@@ -211,6 +211,13 @@ class Settings(BaseSettings):
         default=1 << 30, ge=0, description="Bytes of the disk that imports leave free; 0 lets them fill it."
     )
 
+    vllm_python: str = Field(
+        default="",
+        description="Interpreter of the environment that the custom engine's vLLM is installed in. It is asked, once, "
+        "which architectures it serves; checkpoints of those are imported for it although no family of ours covers "
+        "them. Empty: nothing is asked, and the families of docs/reference/checkpoints.md are taken.",
+    )
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -46,6 +46,16 @@ _LLAMA3 = {
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 10000.0}
 _LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 _GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 40, "num_hidden_layers": 4}
+_DEEP_YARN = {
+    "rope_type": "yarn",
+    "factor": 40.0,
+    "mscale": 0.707,
+    "mscale_all_dim": 0.707,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "rope_theta": 10000.0,
+}
 _MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _DEEPSEEK = {
     "num_key_value_heads": 4,
@@ -83,6 +93,13 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi3", {"sliding_window": None}),
     "phi3, longrope": ("phi3", {"sliding_window": None, "original_max_position_embeddings": 512, "rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0 + n / 8 for n in range(8)], "long_factor": [2.0 + n for n in range(8)], "original_max_position_embeddings": 512}}),
     "gpt_oss, closing windows": ("gpt_oss", {"head_dim": 16, "sliding_window": 32, "num_hidden_layers": 4, **_MOE, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
+    "qwen2, context of one window": ("qwen2", {"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 1}),
+    "qwen3_moe, yarn rope": ("qwen3_moe", {"head_dim": 32, "num_local_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True, "rope_parameters": _YARN}),
+    "gemma3, linear rope": ("gemma3_text", {**_GEMMA, "num_hidden_layers": 7, "rope_parameters": {"full_attention": {**_LINEAR, "rope_theta": 1000000.0}, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}}),
+    "phi3, partly rotated": ("phi3", {"sliding_window": None, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}),
+    "gpt_oss, yarn rope": ("gpt_oss", {"head_dim": 16, "sliding_window": 32, "num_hidden_layers": 4, **_MOE, "rope_parameters": {**_YARN, "truncate": True}}),
+    "deepseek_v2, 27 layers, yarn rope": ("deepseek_v2", {**_DEEPSEEK, "q_lora_rank": None, "num_hidden_layers": 27, "rope_parameters": _DEEP_YARN}),
+    "deepseek_v3, yarn rope": ("deepseek_v3", {**_DEEPSEEK, "q_lora_rank": 24, "n_group": 2, "topk_group": 1, "rope_parameters": _DEEP_YARN}),
     "deepseek_v2": ("deepseek_v2", {**_DEEPSEEK, "q_lora_rank": 24, "topk_method": "greedy", "routed_scaling_factor": 1.0}),
     "deepseek_v3": ("deepseek_v3", {**_DEEPSEEK, "q_lora_rank": 24, "n_group": 2, "topk_group": 1}),
 }  # fmt: skip

@@ -6,6 +6,7 @@ Two sources: this file for the engines whose limits are known here, and what an 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from outcrop.checkpoints.quantisation import Quantisation
 from outcrop.checkpoints.rope import original_context, rope, rope_kind, rotated_size
 
 LLAMA_CPP = "llama.cpp"
+CUSTOM = "custom"  # a command that the operator configured; it reads the checkpoint as it is
 HARDWARE: Mapping[str, str] = {
     LLAMA_CPP: "CPU",
     "vllm": "NVIDIA or AMD GPU",
@@ -100,11 +102,13 @@ def _obstacle(
     available: Available,
 ) -> str | None:
     said = available.architectures.get(engine)
+    if said is None and engine == CUSTOM:
+        return None  # its command is the operator's word
     if said is not None and family.architecture not in said:
         return f"{engine}, as installed, does not serve {family.architecture}"
     if said is None and engine not in family.engines:
         return f"{engine} does not serve {family.label}"
-    if quantised is not None and engine not in quantised.engines:
+    if quantised is not None and engine not in (*quantised.engines, CUSTOM):
         return f"{engine} does not read {quantised.method} weights"
     if engine != LLAMA_CPP:
         return None
@@ -152,14 +156,26 @@ def _rope_obstacles(gguf: str, config: Config) -> Iterator[str]:
     }
     if not known.get(kind, False):
         yield f"rope type {kind!r} is not supported for {family} by the CPU engine"
-    if kind == "yarn" and gguf != "deepseek2":
-        parameters = rope(config)
-        for key in ("mscale", "mscale_all_dim"):
-            if parameters.get(key) not in (None, 0, 1):
-                yield f"rope scaling with {key} {parameters[key]!r} is not supported for {family} by the CPU engine"
+    if kind == "yarn":
+        yield from _yarn_obstacles(gguf, config)
     if rotated_size(config) != head_size(config) and gguf not in ("phi2", "phi3", "deepseek2"):
         share = rotated_size(config) / head_size(config)
         yield f"partial_rotary_factor {share:g} is not supported for {family} by the CPU engine"
+
+
+def _yarn_obstacles(gguf: str, config: Config) -> Iterator[str]:
+    """The engine multiplies what it rotates by 0.1 ln(factor) + 1, as transformers does unless told otherwise."""
+    parameters, family = rope(config), config["model_type"]
+    given = parameters.get("attention_factor")
+    if given is not None and abs(given - (0.1 * math.log(parameters["factor"]) + 1)) > 1e-3:
+        yield f"rope scaling with attention_factor {given!r} is not supported for {family} by the CPU engine"
+    shares = (parameters.get("mscale"), parameters.get("mscale_all_dim"))
+    if gguf == "deepseek2":
+        if shares[0] != shares[1]:
+            both = f"mscale {shares[0]!r} and mscale_all_dim {shares[1]!r}"
+            yield f"rope scaling with {both} is not supported by the CPU engine"
+    elif not set(shares) <= {None, 0, 1}:
+        yield f"rope scaling with mscale {shares[0]!r} is not supported for {family} by the CPU engine"
 
 
 def _bias_obstacles(gguf: str, config: Config) -> Iterator[str]:
@@ -239,6 +255,10 @@ def _deepseek(config: Config) -> Iterator[str]:
     method = config.get("topk_method")
     if config["model_type"] == "deepseek_v2" and method == "group_limited_greedy" and (config.get("n_group") or 1) > 1:
         yield "topk_method 'group_limited_greedy' is not supported for deepseek_v2 by the CPU engine"
+    # The engine tells the variants without a query rank by their number of layers.
+    layers, is_lite = config["num_hidden_layers"], not config.get("q_lora_rank")
+    if is_lite != (layers in (26, 27)):
+        yield f"q_lora_rank {config.get('q_lora_rank')!r} with {layers} layers is not supported by the CPU engine"
     if config.get("rope_interleave") is False:
         yield "rope_interleave False is not supported by the CPU engine"
 

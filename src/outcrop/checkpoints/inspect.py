@@ -16,7 +16,7 @@ from outcrop.checkpoints.families import FAMILIES, OPTIONAL_KEYS, REQUIRED_KEYS,
 from outcrop.checkpoints.pre_tokenizers import LOOSE
 from outcrop.checkpoints.problems import CheckpointRejected, Problem
 from outcrop.checkpoints.quantisation import Quantisation, quantisation
-from outcrop.checkpoints.rope import rope_kind, rope_problem
+from outcrop.checkpoints.rope import rope, rope_kind, rope_problem
 from outcrop.checkpoints.safetensors_header import TensorInfo, parse_header
 from outcrop.checkpoints.sizing import kv_bytes_of, kv_bytes_per_token
 from outcrop.checkpoints.tokenizer_files import read_tokenizer
@@ -224,6 +224,11 @@ def _notes(
         yield (
             "longrope: the CPU engine takes the long factors for every text when the context is longer than "
             "original_max_position_embeddings; transformers takes them for long texts only"
+        )
+    if rope_kind(config) == "yarn" and rope(config).get("truncate") is False:
+        yield (
+            "yarn without truncation: the CPU engine rounds the ends of its ramp to whole dimensions, so that "
+            "log-probabilities differ in the second decimal"
         )
     if tokenizer.nfc:
         yield "the tokenizer brings text to NFC first, the CPU engine does not: send NFC text"

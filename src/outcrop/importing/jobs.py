@@ -18,11 +18,12 @@ from typing import Any
 import structlog
 from msgspec import structs
 
-from outcrop.checkpoints.engines import LLAMA_CPP
+from outcrop.checkpoints.engines import CPU_ONLY, LLAMA_CPP, Available
 from outcrop.checkpoints.inspect import Checkpoint
 from outcrop.checkpoints.problems import CheckpointRejected, Problem
 from outcrop.engines.base import CopySpec
 from outcrop.engines.custom import NAME as CUSTOM
+from outcrop.engines.supported import vllm_architectures
 from outcrop.errors import JobEnded, OutcropError, QuotaExceeded
 from outcrop.ids import JobId
 from outcrop.importing.choices import PROOF_TAG, QUANTISATION_TAG, Choices
@@ -96,6 +97,7 @@ class Importer:
         self._tasks: dict[JobId, asyncio.Task[None]] = {}
         self._works: dict[JobId, _Work] = {}
         self._admission = asyncio.Lock()
+        self._architectures: frozenset[str] | None = None
 
     async def resume(self) -> None:
         """Sweep the leavings of a crash and take up every unfinished job."""
@@ -209,7 +211,7 @@ class Importer:
         if problems := scan_problems(scanned):
             raise CheckpointRejected([Problem(file="", message=problem) for problem in problems])
         notes = [*found.warnings, *checkpoint.notes, *scan_notes(scanned)]
-        engine = CUSTOM if self._settings.engine_of(job.model_name) == CUSTOM else checkpoint.engine
+        engine = checkpoint.engine
         choices = Choices.of(job.request)
         if choices.quantise and engine != LLAMA_CPP:
             raise CheckpointRejected.of(
@@ -274,9 +276,18 @@ class Importer:
             if is_fetched
             else open_source(job.s3_uri, self._settings, role_arn=job.role_arn, session=job.job_id)
         )
-        found = await preflight(work.source)
+        found = await preflight(work.source, await self._engines_for(job))
         await self._save(work, detail=work.noted(report=report(found)))
         return found
+
+    async def _engines_for(self, job: ImportJob) -> Available:
+        """The engines that may serve the job's model; what the custom one's vLLM serves is asked once."""
+        if self._settings.engine_of(job.model_name) != CUSTOM:
+            return CPU_ONLY
+        if self._settings.vllm_python and self._architectures is None:
+            self._architectures = await vllm_architectures(self._settings.vllm_python)
+        asked = {CUSTOM: self._architectures} if self._architectures is not None else {}
+        return Available(names=frozenset({CUSTOM}), architectures=asked)
 
     async def _fetch(self, work: _Work, found: Preflight) -> dict[str, Any]:
         """Bring the files; their facts by name. Nothing to do when an earlier run did."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from outcrop.checkpoints.engines import CPU_ONLY, Available
 from outcrop.checkpoints.inspect import INDEX, Checkpoint, CheckpointFiles, inspect, wanted_texts
 from outcrop.checkpoints.problems import CheckpointRejected, Problem
 from outcrop.checkpoints.safetensors_header import MAX_HEADER_BYTES, parse_header
@@ -49,13 +50,13 @@ class Preflight:
         return self.checkpoint
 
 
-async def preflight(source: Source) -> Preflight:
-    """Read what is needed from *source* and check it. Raises the source's errors only."""
+async def preflight(source: Source, available: Available = CPU_ONLY) -> Preflight:
+    """Read what is needed from *source* and check it for the engines *available*. Raises the source's errors only."""
     async with chat_probe() as render:
-        return await _preflight(source, render)
+        return await _preflight(source, render, available)
 
 
-async def _preflight(source: Source, render: Render) -> Preflight:
+async def _preflight(source: Source, render: Render, available: Available) -> Preflight:
     sources = await source.files()
     gate = asyncio.Semaphore(READS_AT_A_TIME)
 
@@ -77,7 +78,7 @@ async def _preflight(source: Source, render: Render) -> Preflight:
         texts=dict(task.result() for task in read_texts),
         headers=dict(task.result() for task in read_heads),
     )
-    return await _judged(source.uri, sources, files, render)
+    return await _judged(source.uri, sources, files, render, available)
 
 
 async def read_header(source: Source, file: SourceFile) -> bytes:
@@ -90,10 +91,12 @@ async def read_header(source: Source, file: SourceFile) -> bytes:
     return head[: max(end, min(8, len(head)))]
 
 
-async def _judged(uri: str, sources: Mapping[str, SourceFile], files: CheckpointFiles, render: Render) -> Preflight:
+async def _judged(
+    uri: str, sources: Mapping[str, SourceFile], files: CheckpointFiles, render: Render, available: Available
+) -> Preflight:
     checkpoint, problems = None, []
     try:
-        checkpoint = await asyncio.to_thread(inspect, files)
+        checkpoint = await asyncio.to_thread(inspect, files, available)
     except CheckpointRejected as exc:
         problems = list(exc.problems)
     more, warnings = await asyncio.to_thread(_index_against_shards, files)
