@@ -31,7 +31,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from outcrop.checkpoints.inspect import Checkpoint, CheckpointFiles, inspect, wanted_texts
+from outcrop.checkpoints.files import CheckpointFiles, wanted_texts
+from outcrop.checkpoints.inspect import Checkpoint, inspect
 from outcrop.checkpoints.problems import CheckpointRejected
 from outcrop.checkpoints.safetensors_header import MAX_HEADER_BYTES, TensorInfo
 from outcrop.engines.gguf_arrays import Array, narrow, not_finite, permute, widen

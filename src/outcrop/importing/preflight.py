@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 
 from outcrop.checkpoints.engines import CPU_ONLY, Available
-from outcrop.checkpoints.inspect import INDEX, Checkpoint, CheckpointFiles, inspect, wanted_texts
+from outcrop.checkpoints.files import INDEX, CheckpointFiles, wanted_texts
+from outcrop.checkpoints.inspect import Checkpoint, inspect
 from outcrop.checkpoints.problems import CheckpointRejected, Problem
 from outcrop.checkpoints.safetensors_header import MAX_HEADER_BYTES, parse_header
 from outcrop.checkpoints.shard_index import index_problems

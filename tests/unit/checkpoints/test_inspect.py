@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from tests.support.checkpoints import TEMPLATE, copy_of, drop_tensor, make_checkpoint, set_config, truncate_shard
 
-from outcrop.checkpoints.inspect import INDEX, Checkpoint, CheckpointFiles, inspect, wanted_texts
+from outcrop.checkpoints.files import INDEX, CheckpointFiles, wanted_texts
+from outcrop.checkpoints.inspect import Checkpoint, inspect
 from outcrop.checkpoints.problems import SHOWN, CheckpointRejected, Problem
 
 LLAMA3 = {
