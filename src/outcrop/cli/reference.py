@@ -145,7 +145,7 @@ def checkpoints_page() -> str:
     parts += [
         "",
         "MXFP4 checkpoints of GPT-OSS are also served by llama.cpp: their blocks are rearranged without a change of",
-        "value (`tests/unit/checkpoints/test_gguf_convert.py`).",
+        "value (`tests/exactness/test_mxfp4.py`); the engine rounds what it multiplies with them to eight bits.",
         "",
         "## Tokenizers of the CPU engine",
         "",
