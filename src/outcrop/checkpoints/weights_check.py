@@ -79,7 +79,12 @@ def tensor_problems(
         if info.dtype not in DTYPES and not (packed and info.dtype == "U8"):
             message = f"{shard}: tensor {name} is {info.dtype}; F32, F16 or BF16 is needed."
             yield Problem(file=shard, tensor=name, found=info.dtype, message=message)
+    # Layers beyond the last predict further tokens while training (DeepSeek-V3); they are no part of the model.
+    layers = config["num_hidden_layers"]
+    beyond = tuple(f"model.layers.{layers + n}." for n in range(min(8, config.get("num_nextn_predict_layers") or 0)))
     for name, (shard, info) in tensors.items():
+        if beyond and name.startswith(beyond):
+            continue
         if name not in shapes and not name.endswith(family.also):
             message = f"{shard}: tensor {name} {list(info.shape)} does not belong to a {family.model_type} model."
             yield Problem(file=shard, tensor=name, message=message)

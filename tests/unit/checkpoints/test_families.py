@@ -152,6 +152,18 @@ def test_a_window_that_the_cpu_engine_does_not_keep_shortens_the_context_and_say
     assert {verdict.engine: verdict.context_tokens for verdict in checkpoint.engines}["vllm"] == 512
 
 
+def test_layers_that_only_predict_further_tokens_are_no_part_of_the_model(tmp_path: Path) -> None:
+    config = {**RECORDED["deepseek_v3"]["config"], "num_hidden_layers": 2, "num_nextn_predict_layers": 1}
+    plain = found(write_weights(tmp_path / "plain", config))
+    folder = write_weights(tmp_path / "model", {**config, "num_hidden_layers": 3})
+    set_config(folder, num_hidden_layers=2)
+
+    assert found(folder).parameters == plain.parameters
+    set_config(folder, num_nextn_predict_layers=0)
+    with pytest.raises(CheckpointRejected, match=r"model\.layers\.2\..* does not belong to a deepseek_v3 model"):
+        found(folder)
+
+
 @pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes"])
 def test_quantised_weights_are_served_where_an_engine_reads_them(tmp_path: Path, method: str) -> None:
     folder = set_config(make_checkpoint(tmp_path / "model"), quantization_config={"quant_method": method, "bits": 4})
