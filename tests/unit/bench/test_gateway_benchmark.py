@@ -13,7 +13,8 @@ from outcrop.bench import random_llama, upstream
 from outcrop.bench.contenders import Contender
 from outcrop.bench.hop import Level, levels, row, table
 from outcrop.bench.load import Plan, Result, Run, percentiles
-from outcrop.checkpoints.inspect import CheckpointFiles, inspect, wanted_texts
+from outcrop.checkpoints.files import CheckpointFiles, wanted_texts
+from outcrop.checkpoints.inspect import inspect
 
 
 @pytest.fixture
