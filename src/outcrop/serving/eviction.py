@@ -7,6 +7,7 @@ cost then (GreedyDual-Size-Frequency: frequency times cost by size). A copy with
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,8 @@ HORIZON_S = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resident:
-    """A copy that may go. *bytes_freed*: what the node gains by it; weights that another copy maps are not gained.
+    """A copy that may go. *bytes_freed*: what the node gains by it alone. *weights*: the name of what it maps together
+    with others, *weights_bytes* in all, which the node gains when the last of the *mapped_by* copies goes.
 
     *rate*: requests per second of its model in the long run. *cold_start_s*: what bringing it back takes.
     *is_expired*: its keep-alive ended; such copies go before any that is still kept.
@@ -27,12 +29,16 @@ class Resident:
     cold_start_s: float
     is_expired: bool = True
     threads: int = 0
+    weights: str = ""
+    weights_bytes: int = 0
+    mapped_by: int = 1
 
 
 def value_per_byte(resident: Resident) -> float:
     """Seconds of waiting that a kept byte is expected to save."""
     chance = 1 - math.exp(-resident.rate * HORIZON_S)
-    return chance * resident.cold_start_s / max(1, resident.bytes_freed)
+    size = resident.bytes_freed + resident.weights_bytes / resident.mapped_by
+    return chance * resident.cold_start_s / max(1.0, size)
 
 
 def choose(residents: Sequence[Resident], *, bytes_needed: int, threads_needed: int = 0) -> tuple[str, ...] | None:
@@ -56,7 +62,9 @@ def choose(residents: Sequence[Resident], *, bytes_needed: int, threads_needed: 
 
 
 def _covers(taken: Sequence[Resident], bytes_needed: int, threads_needed: int) -> bool:
+    gained = sum(resident.bytes_freed for resident in taken)
+    going = Counter(resident.weights for resident in taken)
+    whole = {each.weights: each.weights_bytes for each in taken if going[each.weights] >= each.mapped_by}
     return (
-        sum(resident.bytes_freed for resident in taken) >= bytes_needed
-        and sum(resident.threads for resident in taken) >= threads_needed
+        gained + sum(whole.values()) >= bytes_needed and sum(resident.threads for resident in taken) >= threads_needed
     )

@@ -93,14 +93,19 @@ class Landlord:
     def _idle(
         self, model: Model, staying: Sequence[tuple[Model, Copy]], now: float, *, is_first: bool
     ) -> list[tuple[Model, Copy, eviction.Resident]]:
-        """Copies that may go for *model*; for one of its further copies only those whose keep-alive has ended."""
+        """Copies that may go for *model*; for one of its further copies only those whose keep-alive has ended.
+
+        A copy that nobody has asked yet goes as well once *model* has waited long: its callers may have left before it
+        was ready, and then nobody would ever come.
+        """
+        is_patient = model.blocked_since is None or now - model.blocked_since <= PATIENCE_S
         found = []
         for other, copy in staying:
             is_expired = copy.state is State.EVICTABLE
             is_rested = is_expired or (
                 is_first
                 and copy.state is State.READY
-                and copy.requests > 0
+                and (copy.requests > 0 or not is_patient)
                 and now - copy.ready_at >= other.starts.expected_s(Tier.CACHED)
             )
             is_idle = not copy.in_flight and not copy.is_suspect and not len(other.queue)
@@ -125,10 +130,13 @@ class Landlord:
     def _resident(
         self, other: Model, copy: Copy, beside: Sequence[tuple[Model, Copy]], now: float
     ) -> eviction.Resident:
-        rest = [each.spec for _, each in beside if each is not copy]
+        twins = sum(each.spec.artifact == copy.spec.artifact for _, each in beside)
         return eviction.Resident(
             copy_id=copy.copy_id,
-            bytes_freed=room.needed_bytes(copy.spec, rest),
+            bytes_freed=room.own_bytes(copy.spec),
+            weights=str(copy.spec.artifact),
+            weights_bytes=copy.spec.weight_bytes,
+            mapped_by=twins,
             rate=other.demand.long_run_rate(now),
             cold_start_s=other.starts.expected_s(Tier.CACHED),
             is_expired=copy.state is State.EVICTABLE,

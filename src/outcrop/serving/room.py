@@ -17,7 +17,12 @@ def used_bytes(specs: Iterable[CopySpec]) -> int:
     """Memory that copies of *specs* take together."""
     specs = list(specs)
     weights = {spec.artifact: spec.weight_bytes for spec in specs}
-    return sum(weights.values()) + sum(spec.kv_bytes + OVERHEAD_BYTES for spec in specs)
+    return sum(weights.values()) + sum(own_bytes(spec) for spec in specs)
+
+
+def own_bytes(spec: CopySpec) -> int:
+    """What a copy takes beside the weights that it may share."""
+    return spec.kv_bytes + OVERHEAD_BYTES
 
 
 def needed_bytes(spec: CopySpec, beside: Sequence[CopySpec]) -> int:

@@ -32,6 +32,14 @@ def test_the_lowest_value_per_byte_goes_first(one: Resident, other: Resident) ->
     assert choose([other, one], bytes_needed=50) == (one.copy_id,)
 
 
+def test_weights_that_copies_share_come_free_when_the_last_of_them_goes() -> None:
+    twins = [resident(name, 1, 0.0, 1.0, weights="w", weights_bytes=100, mapped_by=2) for name in ("a", "b")]
+    other = resident("c", 1, 5.0, 1.0, weights="x", weights_bytes=100, mapped_by=2)  # its twin is in use
+
+    assert choose([*twins, other], bytes_needed=50) == ("a", "b")
+    assert choose([twins[0], other], bytes_needed=50) is None
+
+
 def test_a_copy_that_a_larger_one_makes_needless_stays() -> None:
     residents = [resident("small", size=10, rate=0.0), resident("large", size=100)]
 

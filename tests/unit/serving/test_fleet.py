@@ -159,6 +159,18 @@ def test_idle_copies_make_room_and_busy_ones_keep_running() -> None:
     play(story, memory_bytes=10 * GB)
 
 
+def test_idle_twins_that_share_their_weights_make_room_together() -> None:
+    models = [spec(name, weight_bytes=4 * GB) for name in ("a", "b", "c")]
+
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        for model in models[:2]:
+            await asyncio.gather(*(use(fleet, model, for_s=5) for _ in range(4)))
+        await asyncio.sleep(30)
+        await use(fleet, models[2], hold_s=10)
+
+    play(story, memory_bytes=10 * GB, max_copies=2, keep_alive_s=1000)
+
+
 def test_a_model_that_waits_for_room_gets_it_from_one_that_never_rests() -> None:
     busy, waiting = spec("busy", weight_bytes=8 * GB), spec("waiting", weight_bytes=8 * GB)
 
