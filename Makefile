@@ -10,7 +10,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Make .venv and install Outcrop with its tools
 
@@ -60,14 +60,14 @@ fuzz: $(STAMP) ## Send 10,000 broken requests to the front door (OUTCROP_TEST_SE
 	OUTCROP_TEST_FUZZ=10000 $(BIN)/python -m pytest -q --timeout 1800 tests/api/test_fuzz.py
 
 test-faults: $(STAMP) ## Kill, stop, fill, scale and roll under continuous load
-	$(BIN)/python -m pytest -q tests/e2e/test_faults.py -m ''
+	OUTCROP_TEST_EXAMPLES=400 $(BIN)/python -m pytest -q tests/e2e/test_faults.py tests/unit/serving -m ''
 
 test-parity: $(STAMP) ## Run the tests that compare with transformers (installs torch)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[parity]'
 	$(BIN)/python -m pytest -q tests/parity
 
 record-parity: $(STAMP) ## Record what transformers computes, for tests/exactness (installs torch)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[parity]'
 	$(BIN)/python -m tests.parity.record
 
 check: $(STAMP) ## Lint, type-check, check import contracts and generated documents
@@ -89,7 +89,6 @@ bench-gateway: $(STAMP) $(FOREIGN)/litellm/.installed $(FOREIGN)/ray/.installed 
 bench-import: $(STAMP) ## Measure imports beside the raw cost of the same bytes
 	$(BIN)/python -m outcrop.bench.imports
 
-.PHONY: test-faults bench-serving
 bench-serving: $(STAMP) ## Cold starts against the bare engine; scaling rules over traces (TRACES=files, default the sample)
 	$(BIN)/python -m outcrop.bench.serving cold-start
 	$(BIN)/python -m outcrop.bench.serving replay $(or $(TRACES),benchmarks/traces/bursty-day.csv.gz)
@@ -97,5 +96,5 @@ bench-serving: $(STAMP) ## Cold starts against the bare engine; scaling rules ov
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) $(FOREIGN) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
-.PHONY: record-parity help setup demo serve test test-wire fuzz test-clients test-parity check docs bench bench-gateway clean
-.PHONY: test-s3 bench-import
+.PHONY: help setup demo serve check docs clean fuzz record-parity \
+	test test-wire test-clients test-s3 test-faults test-parity bench bench-gateway bench-import bench-serving

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.checkpoints import make_checkpoint
 from tests.support.s3 import MotoServer
 from tests.support.server import Server
+
+# The same examples in every run, so that a change is judged by what it changes; the long targets look for new ones.
+settings.register_profile("repeatable", derandomize=True)
+if "OUTCROP_TEST_EXAMPLES" not in os.environ:
+    settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

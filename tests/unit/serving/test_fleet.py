@@ -449,7 +449,10 @@ class FleetMachine(RuleBasedStateMachine):
 
 TestAnySequenceOfEvents = FleetMachine.TestCase
 TestAnySequenceOfEvents.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=int(os.environ.get("OUTCROP_TEST_EXAMPLES", "40")),
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )
 
 
