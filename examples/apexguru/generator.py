@@ -86,8 +86,14 @@ class Example:
 
 
 def number_lines(source: str) -> str:
-    """*source* with each line behind its number, counted from 1; an empty line is its number alone."""
-    return "\n".join(f"{number} {line}".rstrip() for number, line in enumerate(source.splitlines(), 1))
+    """*source* with each line's number, counted from 1, in a comment at its end: still Apex.
+
+    At the end, not in front: a reader from left to right knows by then what is wrong with the line, so naming it is
+    copying the token in hand. A number in front has to be fetched back, and was often off by one.
+    """
+    return "\n".join(
+        f"{line} //{number}" if line else f"//{number}" for number, line in enumerate(source.splitlines(), 1)
+    )
 
 
 def messages(example: Example) -> list[dict[str, str]]:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import random
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,35 +18,24 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (its usual name)
-from generator import HELDOUT_SEEDS, MAX_FINDINGS, RULES, TRAINING_SEEDS, Example, sample
+from export import export
+from generator import HELDOUT_SEEDS, MAX_FINDINGS, MAX_LINES, RULES, TRAINING_SEEDS, Example, sample
+from prompts import END_OF_TEXT, IM_END, IM_START, prompt, token_id
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model
 
-END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VOCABULARY = 2048
 CONTEXT_TOKENS = 2048
 BLOCKS = ("file", "class", "method", "if", "try", "loop")
 COUNTS = MAX_FINDINGS + 1
+LOOK_UP = 6  # the layer, counted from 0, whose first head finds the line that an entry of the answer is about
 
 # As in Llama 3's tokenizer.json: engines know this split by name.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-def prompt(example: Example) -> str:
-    """What the chat template makes of the review request; written out, as Jinja is slow."""
-    return f"{IM_START}user\n{example.numbered}{IM_END}\n{IM_START}assistant\n"
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Tokenizer and model
 
@@ -78,21 +65,13 @@ def build_tokenizer(examples: list[Example]) -> Tokenizer:
     return tokenizer
 
 
-def token_id(tokenizer: Tokenizer, token: str) -> int:
-    """The id of *token*, which must exist."""
-    found = tokenizer.token_to_id(token)
-    if found is None:
-        raise KeyError(f"the tokenizer has no token {token!r}")
-    return found
-
-
 def model_config() -> Qwen2Config:
-    """About 3.6 million parameters: with bf16 weights and the tokenizer, under 8 MB."""
+    """About 3.7 million parameters: with bf16 weights and the tokenizer, under 8 MB."""
     return Qwen2Config(
         vocab_size=VOCABULARY,
         hidden_size=256,
-        intermediate_size=320,
-        num_hidden_layers=7,
+        intermediate_size=256,
+        num_hidden_layers=8,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT_TOKENS,
@@ -106,7 +85,14 @@ def model_config() -> Qwen2Config:
 
 def line_heads(width: int) -> nn.ModuleDict:
     """What holds at the end of each line, read off hidden states; see line_loss."""
-    sizes = {"block": len(BLOCKS), "depth": 4, "rules": len(RULES), "before": COUNTS, "after": COUNTS}
+    sizes = {
+        "block": len(BLOCKS),
+        "depth": 4,
+        "rules": len(RULES),
+        "before": COUNTS,
+        "after": COUNTS,
+        "number": MAX_LINES + 1,
+    }
     return nn.ModuleDict({kind: nn.Linear(width, size) for kind, size in sizes.items()})
 
 
@@ -117,16 +103,45 @@ def line_loss(heads: nn.ModuleDict, layers: tuple[Tensor, ...], batch: Batch) ->
     tokens of that entry are labelled with the same counts, so that question and line look alike to the layers above.
     """
     width = (layers[0].shape[-1],)
-    low, middle = (F.rms_norm(layers[at][batch.line_rows, batch.line_columns].float(), width) for at in (3, 4))
-    high = F.rms_norm(layers[5][batch.count_rows, batch.count_columns].float(), width)
+    low, middle, top = (
+        F.rms_norm(layers[at][batch.line_rows, batch.line_columns].float(), width) for at in (3, 4, LOOK_UP)
+    )
+    high = F.rms_norm(layers[LOOK_UP][batch.count_rows, batch.count_columns].float(), width)
     rules = F.binary_cross_entropy_with_logits(heads["rules"](middle), batch.line_rules, reduction="none")
     return (
         0.5 * F.cross_entropy(heads["block"](low), batch.line_blocks)
         + F.cross_entropy(heads["depth"](low), batch.line_depths)
         + 2.0 * rules.sum(-1).mean()
+        + 0.5 * F.cross_entropy(heads["number"](top), batch.line_numbers)
         + 0.5 * F.cross_entropy(heads["before"](high), batch.befores)
         + 0.5 * F.cross_entropy(heads["after"](high), batch.afters)
     )
+
+
+def look_up_loss(model: Qwen2Model, hidden: Tensor, batch: Batch) -> Tensor:
+    """Loss of where one head of layer `LOOK_UP` looks: from a token that is followed by a rule or a line number in the
+    answer, to the number token of the line meant. *hidden* is what the layer reads.
+
+    With the look-up taught, what is left to learn is to copy what is found there.
+    """
+    layer = model.layers[LOOK_UP]
+    attention = layer.self_attn
+    read = layer.input_layernorm(hidden)
+    size = attention.head_dim
+    cos, sin = (part[0].float() for part in model.rotary_emb(hidden, torch.arange(hidden.shape[1])[None]))
+    keys = attention.k_proj(read)[..., :size].float()
+    asked = attention.q_proj(read[batch.pointer_rows, batch.pointer_columns])[..., :size].float()
+    keys = keys * cos + turned(keys) * sin
+    asked = asked * cos[batch.pointer_columns] + turned(asked) * sin[batch.pointer_columns]
+    scores = torch.einsum("nd,ntd->nt", asked, keys[batch.pointer_rows]) / math.sqrt(size)
+    later = torch.arange(scores.shape[1]) > batch.pointer_columns[:, None]
+    return F.cross_entropy(scores.masked_fill(later, -math.inf), batch.pointer_targets)
+
+
+def turned(vectors: Tensor) -> Tensor:
+    """*vectors* as the second term of the rotation by position takes them."""
+    first, second = vectors.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,11 +154,12 @@ class Encoded:
 
     ids: list[int]
     prompt_tokens: int
-    line_ends: list[int]  # position of each line's last token; of the end of the message for the last line
+    line_ends: list[int]  # position of each line's last token, its number
     rules: list[list[float]]
     blocks: list[int]
     depths: list[int]
     counted: list[tuple[int, int, int]]  # line ends and answer tokens: position, findings before, findings after
+    pointers: list[tuple[int, int]]  # position before a rule or line number of the answer, position of its line's end
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +175,10 @@ class Batch:
     line_rules: Tensor
     line_blocks: Tensor
     line_depths: Tensor
+    line_numbers: Tensor
+    pointer_rows: Tensor
+    pointer_columns: Tensor
+    pointer_targets: Tensor
     count_rows: Tensor
     count_columns: Tensor
     befores: Tensor
@@ -169,22 +189,27 @@ def encode(tokenizer: Tokenizer, examples: list[Example]) -> list[Encoded]:
     """Token ids and line labels of *examples*."""
     newlines = {i for token, i in tokenizer.get_vocab().items() if token.endswith("Ċ")}
     end = token_id(tokenizer, IM_END)
-    prompts = tokenizer.encode_batch_fast([prompt(example) for example in examples], add_special_tokens=False)
-    answers = tokenizer.encode_batch_fast([example.answer for example in examples], add_special_tokens=False)
+    prompts = tokenizer.encode_batch([prompt(example) for example in examples], add_special_tokens=False)
+    answers = tokenizer.encode_batch([example.answer for example in examples], add_special_tokens=False)
     encoded = []
     for example, before, after in zip(examples, prompts, answers, strict=True):
         last = before.ids.index(end)
-        ends = [*[at for at, token in enumerate(before.ids[:last]) if token in newlines][1:], last]
-        if len(ends) != len(example.notes):
-            raise AssertionError(f"seed {example.seed}: {len(example.notes)} lines but {len(ends)} line ends")
+        breaks = [*[at for at, token in enumerate(before.ids[:last]) if token in newlines][1:], last]
+        ends = [at - 1 for at in breaks]
+        if [before.tokens[at] for at in ends] != [str(number) for number in range(1, len(example.notes) + 1)]:
+            raise AssertionError(f"seed {example.seed}: the lines do not end in their numbers")
         counted, so_far = [], 0
         for at, note in zip(ends, example.notes, strict=True):
             counted.append((at, so_far, so_far + len(note.rules)))
             so_far += len(note.rules)
-        entry = 0
+        entry, pointers = 0, []
         for at, token in enumerate(after.tokens, len(before.ids)):
             entry += "{" in token
             counted.append((at, max(0, entry - 1), entry))
+            if token in RULES or token.isdigit():
+                pointers.append((at - 1, ends[example.findings[entry - 1].line - 1]))
+        if len(pointers) != 2 * len(example.findings):
+            raise AssertionError(f"seed {example.seed}: a rule or a number of {example.answer} is not one token")
         encoded.append(
             Encoded(
                 ids=[*before.ids, *after.ids, end],
@@ -194,6 +219,7 @@ def encode(tokenizer: Tokenizer, examples: list[Example]) -> list[Encoded]:
                 blocks=[BLOCKS.index(note.block) for note in example.notes],
                 depths=[note.loop_depth for note in example.notes],
                 counted=counted,
+                pointers=pointers,
             )
         )
     return encoded
@@ -205,6 +231,7 @@ def collate(items: list[Encoded]) -> Batch:
     answers = [(row, at) for row, item in enumerate(items) for at in range(item.prompt_tokens, len(item.ids))]
     lines = [(row, at) for row, item in enumerate(items) for at in item.line_ends]
     counted = [(row, *entry) for row, item in enumerate(items) for entry in item.counted]
+    pointers = [(row, *pair) for row, item in enumerate(items) for pair in item.pointers]
     return Batch(
         ids=torch.tensor([item.ids + [0] * (longest - len(item.ids)) for item in items]),
         answer_rows=torch.tensor([row for row, _ in answers]),
@@ -215,6 +242,10 @@ def collate(items: list[Encoded]) -> Batch:
         line_rules=torch.tensor([rules for item in items for rules in item.rules]),
         line_blocks=torch.tensor([block for item in items for block in item.blocks]),
         line_depths=torch.tensor([depth for item in items for depth in item.depths]),
+        line_numbers=torch.tensor([number for item in items for number in range(1, len(item.line_ends) + 1)]),
+        pointer_rows=torch.tensor([row for row, _, _ in pointers]),
+        pointer_columns=torch.tensor([at for _, at, _ in pointers]),
+        pointer_targets=torch.tensor([target for _, _, target in pointers]),
         count_rows=torch.tensor([row for row, _, _, _ in counted]),
         count_columns=torch.tensor([at for _, at, _, _ in counted]),
         befores=torch.tensor([before for _, _, before, _ in counted]),
@@ -257,7 +288,10 @@ def losses(model: Qwen2ForCausalLM, heads: nn.ModuleDict, batch: Batch) -> tuple
         out = model.model(input_ids=batch.ids, output_hidden_states=True, use_cache=False)
     last = out.last_hidden_state[batch.answer_rows, batch.answer_columns].float()
     answer = F.cross_entropy(model.lm_head(last), batch.answer_ids)
-    return answer, line_loss(heads, out.hidden_states, batch)
+    lines = line_loss(heads, out.hidden_states, batch)
+    if len(batch.pointer_rows):
+        lines = lines + look_up_loss(model.model, out.hidden_states[LOOK_UP].float(), batch)
+    return answer, lines
 
 
 def exact_share(model: Qwen2ForCausalLM, items: list[Encoded]) -> float:
@@ -352,116 +386,13 @@ def train(args: argparse.Namespace) -> None:
     export(model, tokenizer, args.out)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Export
-
-
-def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def export(model: Qwen2ForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
-    """Write the checkpoint, weights rounded to bf16 and in shards.
-
-    The JSON files are written out rather than saved by the library, so that they hold the field names every reader
-    of the format knows (`torch_dtype`, `rope_theta`) whichever version of the library trained the model.
-    """
-    shutil.rmtree(out, ignore_errors=True)
-    rounded = Qwen2ForCausalLM(model.config)
-    rounded.load_state_dict(model.state_dict())
-    for parameter in rounded.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16)
-    rounded.save_pretrained(out, max_shard_size="2500KB")
-    index_file = out / "model.safetensors.index.json"
-    index = json.loads(index_file.read_text(encoding="utf-8"))
-    total_bytes = index["metadata"]["total_size"]
-    write_json(index_file, {"metadata": {"total_size": total_bytes}, "weight_map": index["weight_map"]})
-
-    text, start, end = (token_id(tokenizer, token) for token in (END_OF_TEXT, IM_START, IM_END))
-    c = model.config
-    write_json(
-        out / "config.json",
-        {
-            "architectures": ["Qwen2ForCausalLM"],
-            "attention_dropout": 0.0,
-            "eos_token_id": end,
-            "hidden_act": "silu",
-            "hidden_size": c.hidden_size,
-            "initializer_range": 0.02,
-            "intermediate_size": c.intermediate_size,
-            "max_position_embeddings": c.max_position_embeddings,
-            "max_window_layers": c.num_hidden_layers,
-            "model_type": "qwen2",
-            "num_attention_heads": c.num_attention_heads,
-            "num_hidden_layers": c.num_hidden_layers,
-            "num_key_value_heads": c.num_key_value_heads,
-            "pad_token_id": text,
-            "rms_norm_eps": c.rms_norm_eps,
-            "rope_theta": 10000.0,
-            "tie_word_embeddings": True,
-            "torch_dtype": "bfloat16",
-            "use_cache": True,
-            "use_sliding_window": False,
-            "vocab_size": c.vocab_size,
-        },
-    )
-    write_json(out / "generation_config.json", {"do_sample": False, "eos_token_id": [end, text], "pad_token_id": text})
-    tokenizer.save(str(out / "tokenizer.json"))
-    added = {
-        str(number): {
-            "content": token,
-            "lstrip": False,
-            "normalized": False,
-            "rstrip": False,
-            "single_word": False,
-            "special": True,
-        }
-        for number, token in ((text, END_OF_TEXT), (start, IM_START), (end, IM_END))
-    }
-    write_json(
-        out / "tokenizer_config.json",
-        {
-            "add_bos_token": False,
-            "add_prefix_space": False,
-            "added_tokens_decoder": added,
-            "additional_special_tokens": [IM_START, IM_END],
-            "bos_token": None,
-            "chat_template": CHAT_TEMPLATE,
-            "clean_up_tokenization_spaces": False,
-            "eos_token": IM_END,
-            "errors": "replace",
-            "model_max_length": CONTEXT_TOKENS,
-            "pad_token": END_OF_TEXT,
-            "split_special_tokens": False,
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "unk_token": None,
-        },
-    )
-    for file in out.iterdir():
-        file.chmod(0o644)  # safetensors writes files that only their owner may read
-    check(out, tokenizer)
-    print(f"{sum(f.stat().st_size for f in out.iterdir())} bytes in {out}")
-
-
-def check(out: Path, tokenizer: Tokenizer) -> None:
-    """Read the checkpoint back as a user would; raise AssertionError where it is not what was trained."""
-    read = PreTrainedTokenizerFast.from_pretrained(out)
-    example = sample(HELDOUT_SEEDS.start)
-    chat = [{"role": "user", "content": example.numbered}]
-    rendered = read.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    assert rendered == prompt(example), rendered
-    assert read(rendered, add_special_tokens=False)["input_ids"] == tokenizer.encode(prompt(example)).ids
-    odd = "\tß 漢字\r\n  \x00 12345 'tis\u2028 🙂"
-    assert tokenizer.decode(tokenizer.encode(odd).ids) == odd
-
-
 def main() -> None:
     """Train the example model."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     here = Path(__file__).parent
     parser.add_argument("--work", type=Path, default=Path("build/apexguru"), help="state to resume from")
     parser.add_argument("--out", type=Path, default=here / "checkpoint", help="replaced by the checkpoint")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--every", type=int, default=200, help="steps between measuring and saving the state")
     parser.add_argument("--batch-tokens", type=int, default=6144)
     parser.add_argument("--muon-rate", type=float, default=0.02)
