@@ -27,8 +27,9 @@ _INHERITED = frozenset(
     {"HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TMPDIR", "TZ", "VIRTUAL_ENV"}
 )
 _INHERITED_PREFIXES = ("OMP_", "GOMP_", "CUDA_", "NVIDIA_")
-# Threads that wait for each other by spinning take the cores that the others need (docs/benchmarks/serving.md).
-_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
+# Threads that wait for each other by spinning for long take the cores that the others need; ones that sleep at once
+# wake up too slowly for a small model (docs/benchmarks/serving.md).
+_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
 _LAST_LOG_BYTES = 2_000
 _KILL_WAIT_S = 10.0
 
