@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -82,9 +82,9 @@ class BedrockRuntime:
         pending = self._generation.stream(served, dialect.decode(body, served.facts), measured)
         encoder = dialect.stream(_context(served.facts, measured))
 
-        async def parts(chunks: AsyncIterator[Chunk]) -> AsyncIterator[bytes]:
+        async def parts(chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[bytes, None]:
             usage: Usage | None = None
-            async with aclosing(chunks):  # type: ignore[type-var]
+            async with aclosing(chunks):
                 try:
                     async for chunk in chunks:
                         usage = chunk.usage or usage
@@ -138,10 +138,10 @@ class BedrockRuntime:
 
     async def _when_ready(
         self,
-        pending: Awaitable[AsyncIterator[Chunk]],
-        parts: Callable[[AsyncIterator[Chunk]], AsyncIterator[bytes]],
+        pending: Awaitable[AsyncGenerator[Chunk, None]],
+        parts: Callable[[AsyncGenerator[Chunk, None]], AsyncGenerator[bytes, None]],
         names: Mapping[str, str],
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         every_s = self._generation.heartbeat_s
         return await stream_when_ready(
             pending, parts, heartbeat=HEARTBEAT, every_s=every_s, failed=lambda exc: _stream_error(exc, names)
@@ -149,11 +149,11 @@ class BedrockRuntime:
 
 
 async def _converse_parts(
-    chunks: AsyncIterator[Chunk], measured: Measured, context: ConverseContext
-) -> AsyncIterator[bytes]:
+    chunks: AsyncGenerator[Chunk, None], measured: Measured, context: ConverseContext
+) -> AsyncGenerator[bytes, None]:
     encoder = converse.stream(context)
     usage: Usage | None = None
-    async with aclosing(chunks):  # type: ignore[type-var]
+    async with aclosing(chunks):
         yield _events(encoder.start())
         try:
             async for chunk in chunks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -97,7 +97,7 @@ class Generation:
             lease.release()
             measured.engine_s += time.perf_counter() - begun
 
-    async def stream(self, served: Served, request: GenerateRequest, measured: Measured) -> AsyncIterator[Chunk]:
+    async def stream(self, served: Served, request: GenerateRequest, measured: Measured) -> AsyncGenerator[Chunk, None]:
         """The answer's chunks; returns only when the first is there, so that earlier failures are plain errors."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -129,13 +129,13 @@ class Generation:
         self,
         served: Served,
         first: Chunk,
-        chunks: AsyncIterator[Chunk],
+        chunks: AsyncGenerator[Chunk, None],
         measured: Measured,
         release: Callable[[], None],
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         outcome, usage = "cancelled", None
         try:
-            async with aclosing(chunks):  # type: ignore[type-var]  # an async generator: closing it aborts
+            async with aclosing(chunks):
                 usage = first.usage
                 yield first
                 async for chunk in chunks:
@@ -163,8 +163,8 @@ class Generation:
             measured.held_s += time.perf_counter() - asked
 
 
-async def _close(chunks: AsyncIterator[Chunk]) -> None:
-    await chunks.aclose()  # type: ignore[attr-defined]  # engines give async generators
+async def _close(chunks: AsyncGenerator[Chunk, None]) -> None:
+    await chunks.aclose()
 
 
 def usage_or_zero(usage: Usage | None) -> Usage:

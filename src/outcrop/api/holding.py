@@ -9,7 +9,7 @@ that the service model does not name, which botocore and the JavaScript SDK skip
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -45,12 +45,12 @@ def patience(headers: Mapping[str, str], principal: Principal, size_bytes: int) 
 
 async def stream_when_ready(
     pending: Awaitable[T],
-    parts: Callable[[T], AsyncIterator[bytes]],
+    parts: Callable[[T], AsyncGenerator[bytes, None]],
     *,
     heartbeat: bytes,
     every_s: float,
     failed: Callable[[ServiceError], bytes],
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The parts of a stream once *pending* has its beginning; after *every_s* seconds of waiting, heartbeats first.
 
     Raises what *pending* raises while nothing was sent; later that becomes the part that *failed* makes of it.
@@ -66,11 +66,11 @@ async def stream_when_ready(
 
 async def _beating(
     task: asyncio.Future[T],
-    parts: Callable[[T], AsyncIterator[bytes]],
+    parts: Callable[[T], AsyncGenerator[bytes, None]],
     heartbeat: bytes,
     every_s: float,
     failed: Callable[[ServiceError], bytes],
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     try:
         while not task.done():
             yield heartbeat
@@ -82,7 +82,7 @@ async def _beating(
     finally:
         if not task.done():
             await _give_up(task)
-    async with aclosing(parts(beginning)) as rest:  # type: ignore[type-var]  # an async generator, always
+    async with aclosing(parts(beginning)) as rest:
         async for part in rest:
             yield part
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +72,7 @@ class Request:
         async for _ in self._parts():
             pass
 
-    async def _parts(self) -> AsyncIterator[bytes]:
+    async def _parts(self) -> AsyncGenerator[bytes, None]:
         """The body as it comes, up to what is worth dropping of one that is refused."""
         size = 0
         more = True
@@ -122,7 +122,7 @@ class Stream:
 
     status: int
     headers: Headers
-    parts: AsyncIterator[bytes] = field(repr=False)
+    parts: AsyncGenerator[bytes, None] = field(repr=False)
 
 
 async def respond(response: Response | Stream, request_id: str, send: Send) -> None:
@@ -134,7 +134,7 @@ async def respond(response: Response | Stream, request_id: str, send: Send) -> N
         await send({"type": "http.response.body", "body": response.body})
         return
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    async with aclosing(response.parts) as parts:  # type: ignore[type-var]  # an async generator, always
+    async with aclosing(response.parts) as parts:
         async for part in parts:
             await send({"type": "http.response.body", "body": part, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

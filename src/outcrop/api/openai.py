@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -66,9 +66,9 @@ class OpenAI:
             return _json(answer, [("x-outcrop-gateway-ms", f"{measured.gateway_ms():.3f}")])
         encoder = dialect.stream(context)
 
-        async def parts(chunks: AsyncIterator[Chunk]) -> AsyncIterator[bytes]:
+        async def parts(chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[bytes, None]:
             usage = None
-            async with aclosing(chunks):  # type: ignore[type-var]
+            async with aclosing(chunks):
                 try:
                     async for chunk in chunks:
                         usage = chunk.usage or usage
