@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What tests, checks and benchmarks need beyond the product.
+TOOLS := $(VENV)/.tools
 # Clients and servers that other people wrote, for the tests and the benchmark, each in an environment of its own.
 FOREIGN := .foreign
 # --no-compile: what is never imported need not be compiled, which saves a sixth of the disk and time.
@@ -13,11 +15,15 @@ PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 help: ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
-setup: $(STAMP) ## Make .venv and install Outcrop with its tools
+setup: $(TOOLS) ## Make .venv and install Outcrop with its tools (demo and serve install the product alone)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Cannot make a virtual environment: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+	$(BIN)/python $(PIP) -c constraints.txt -e .
+	@touch $@
+
+$(TOOLS): $(STAMP)
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[dev,test,bench]'
 	@touch $@
 
@@ -27,10 +33,10 @@ demo: $(STAMP) ## Import the sample model, serve it, ask it through every API, p
 serve: $(STAMP) ## Start a server on 127.0.0.1:7070
 	$(BIN)/outcrop serve
 
-test: $(STAMP) $(FOREIGN)/awscli/.installed $(FOREIGN)/node/.installed ## Run the tests
+test: $(TOOLS) $(FOREIGN)/awscli/.installed $(FOREIGN)/node/.installed ## Run the tests
 	$(BIN)/python -m pytest -q --ignore=tests/clients/frameworks --ignore=tests/swift
 
-test-clients: $(STAMP) $(FOREIGN)/awscli/.installed $(FOREIGN)/node/.installed $(FOREIGN)/frameworks/.installed ## Run every foreign client
+test-clients: $(TOOLS) $(FOREIGN)/awscli/.installed $(FOREIGN)/node/.installed $(FOREIGN)/frameworks/.installed ## Run every foreign client
 	$(BIN)/python -m pytest -q tests/clients
 
 $(FOREIGN)/node/.installed: tests/clients/foreign/package.json
@@ -45,11 +51,11 @@ $(FOREIGN)/%/.installed: %.txt
 	$(@D)/bin/python $(PIP) -r $<
 	@touch $@
 
-test-wire: $(STAMP) ## Run the long wire tests: 10,000 signatures, 5,000 HTTP/2 sessions, both service models
+test-wire: $(TOOLS) ## Run the long wire tests: 10,000 signatures, 5,000 HTTP/2 sessions, both service models
 	OUTCROP_TEST_SIGNATURES=10000 OUTCROP_TEST_SESSIONS=5000 OUTCROP_TEST_EXAMPLES=100 $(BIN)/python -m pytest -q --timeout 1800 \
 		tests/unit/access tests/unit/awswire tests/api/test_transport.py
 
-test-s3: $(STAMP) $(FOREIGN)/swift/.installed ## Run the faults of object stores against OpenStack Swift
+test-s3: $(TOOLS) $(FOREIGN)/swift/.installed ## Run the faults of object stores against OpenStack Swift
 	$(BIN)/python -m pytest -q tests/swift
 
 $(FOREIGN)/swift/.installed: tests/swift/requirements.txt
@@ -57,40 +63,40 @@ $(FOREIGN)/swift/.installed: tests/swift/requirements.txt
 	$(@D)/bin/python $(PIP) -r $<
 	@touch $@
 
-fuzz: $(STAMP) ## Send 10,000 broken requests to the front door (OUTCROP_TEST_SEED repeats a run)
+fuzz: $(TOOLS) ## Send 10,000 broken requests to the front door (OUTCROP_TEST_SEED repeats a run)
 	OUTCROP_TEST_FUZZ=10000 $(BIN)/python -m pytest -q --timeout 1800 tests/api/test_fuzz.py
 
-test-faults: $(STAMP) ## Kill, stop, fill, scale and roll under continuous load
+test-faults: $(TOOLS) ## Kill, stop, fill, scale and roll under continuous load
 	OUTCROP_TEST_EXAMPLES=400 $(BIN)/python -m pytest -q tests/e2e/test_faults.py tests/unit/serving -m ''
 
-test-parity: $(STAMP) ## Run the tests that compare with transformers (installs torch)
+test-parity: $(TOOLS) ## Run the tests that compare with transformers (installs torch)
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[parity]'
 	$(BIN)/python -m pytest -q tests/parity
 
-record-parity: $(STAMP) ## Record what transformers computes, for tests/exactness (installs torch)
+record-parity: $(TOOLS) ## Record what transformers computes, for tests/exactness (installs torch)
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[parity]'
 	$(BIN)/python -m tests.parity.record
 
-check: $(STAMP) ## Lint, type-check, check import contracts and generated documents
+check: $(TOOLS) ## Lint, type-check, check import contracts and generated documents
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m outcrop.cli.reference --check
 
-docs: $(STAMP) ## Write the generated reference pages
+docs: $(TOOLS) ## Write the generated reference pages
 	$(BIN)/python -m outcrop.cli.reference
 
-bench: $(STAMP) ## Measure what the gateway adds, beside the engine asked directly
+bench: $(TOOLS) ## Measure what the gateway adds, beside the engine asked directly
 	$(BIN)/python -m outcrop.bench.gateway
 
-bench-gateway: $(STAMP) $(FOREIGN)/litellm/.installed $(FOREIGN)/ray/.installed ## Measure what a hop costs, beside LiteLLM and Ray Serve
+bench-gateway: $(TOOLS) $(FOREIGN)/litellm/.installed $(FOREIGN)/ray/.installed ## Measure what a hop costs, beside LiteLLM and Ray Serve
 	$(BIN)/python -m outcrop.bench.hop $(ARGS)
 
-bench-import: $(STAMP) ## Measure imports beside the raw cost of the same bytes
+bench-import: $(TOOLS) ## Measure imports beside the raw cost of the same bytes
 	$(BIN)/python -m outcrop.bench.imports
 
-bench-serving: $(STAMP) ## Cold starts against the bare engine; scaling rules over traces (TRACES=files, default the sample)
+bench-serving: $(TOOLS) ## Cold starts against the bare engine; scaling rules over traces (TRACES=files, default the sample)
 	$(BIN)/python -m outcrop.bench.serving cold-start
 	$(BIN)/python -m outcrop.bench.serving replay $(or $(TRACES),benchmarks/traces/bursty-day.csv.gz)
 

@@ -148,7 +148,7 @@ class FakeEngine:
             raise EngineFault("the connection to the engine broke")
         return Completion(choices=[], usage=Usage(1, 1))
 
-    async def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+    async def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[list[Chunk], None]:
         for number in range(int(request.body["max_tokens"])):
             process = self._process(endpoint)
             while process is not None and process.is_hung:
@@ -157,7 +157,7 @@ class FakeEngine:
             if process is None:
                 raise EngineFault("the connection to the engine broke")
             await asyncio.sleep(self.token_s)
-            yield Chunk(text=str(number))
+            yield [Chunk(text=str(number))]
 
     async def tokenize(self, endpoint: Endpoint, text: str) -> list[int]:
         return []

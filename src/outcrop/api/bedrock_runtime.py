@@ -82,14 +82,15 @@ class BedrockRuntime:
         pending = self._generation.stream(served, dialect.decode(body, served.facts), measured)
         encoder = dialect.stream(_context(served.facts, measured))
 
-        async def parts(chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[bytes, None]:
+        async def parts(chunks: AsyncGenerator[list[Chunk], None]) -> AsyncGenerator[bytes, None]:
             usage: Usage | None = None
             async with aclosing(chunks):
                 try:
-                    async for chunk in chunks:
-                        usage = chunk.usage or usage
-                        if (payload := encoder.chunk(chunk)) is not None:
-                            yield encode_chunk(msgspec.json.encode(payload))
+                    async for batch in chunks:
+                        usage = batch[-1].usage or usage
+                        payloads = [payload for chunk in batch if (payload := encoder.chunk(chunk)) is not None]
+                        if payloads:
+                            yield b"".join(encode_chunk(msgspec.json.encode(payload)) for payload in payloads)
                 except ServiceError as exc:
                     yield _stream_error(exc, IN_INVOKE_STREAM)
                     return
@@ -138,8 +139,8 @@ class BedrockRuntime:
 
     async def _when_ready(
         self,
-        pending: Awaitable[AsyncGenerator[Chunk, None]],
-        parts: Callable[[AsyncGenerator[Chunk, None]], AsyncGenerator[bytes, None]],
+        pending: Awaitable[AsyncGenerator[list[Chunk], None]],
+        parts: Callable[[AsyncGenerator[list[Chunk], None]], AsyncGenerator[bytes, None]],
         names: Mapping[str, str],
     ) -> AsyncGenerator[bytes, None]:
         every_s = self._generation.heartbeat_s
@@ -149,16 +150,16 @@ class BedrockRuntime:
 
 
 async def _converse_parts(
-    chunks: AsyncGenerator[Chunk, None], measured: Measured, context: ConverseContext
+    chunks: AsyncGenerator[list[Chunk], None], measured: Measured, context: ConverseContext
 ) -> AsyncGenerator[bytes, None]:
     encoder = converse.stream(context)
     usage: Usage | None = None
     async with aclosing(chunks):
         yield _events(encoder.start())
         try:
-            async for chunk in chunks:
-                usage = chunk.usage or usage
-                if events := encoder.chunk(chunk):
+            async for batch in chunks:
+                usage = batch[-1].usage or usage
+                if events := [event for chunk in batch for event in encoder.chunk(chunk)]:
                     yield _events(events)
         except ServiceError as exc:
             yield _stream_error(exc, IN_CONVERSE_STREAM)

@@ -97,8 +97,8 @@ class Generation:
             lease.release()
             measured.engine_s += time.perf_counter() - begun
 
-    async def stream(self, served: Served, request: GenerateRequest, measured: Measured) -> AsyncGenerator[Chunk, None]:
-        """The answer's chunks; returns only when the first is there, so that earlier failures are plain errors."""
+    async def stream(self, served: Served, request: GenerateRequest, measured: Measured) -> AsyncGenerator[list[Chunk], None]:
+        """The answer's chunks; returns only when the first are there, so that earlier failures are plain errors."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 lease = await self._acquire(served, request, measured, self._settings.stream_hold_limit_s)
@@ -128,19 +128,19 @@ class Generation:
     async def _rest(
         self,
         served: Served,
-        first: Chunk,
-        chunks: AsyncGenerator[Chunk, None],
+        first: list[Chunk],
+        chunks: AsyncGenerator[list[Chunk], None],
         measured: Measured,
         release: Callable[[], None],
-    ) -> AsyncGenerator[Chunk, None]:
+    ) -> AsyncGenerator[list[Chunk], None]:
         outcome, usage = "cancelled", None
         try:
             async with aclosing(chunks):
-                usage = first.usage
+                usage = first[-1].usage
                 yield first
-                async for chunk in chunks:
-                    usage = chunk.usage or usage
-                    yield chunk
+                async for batch in chunks:
+                    usage = batch[-1].usage or usage
+                    yield batch
             outcome = "ok"
         except ServiceError as exc:
             outcome = type(exc).__name__
@@ -163,7 +163,7 @@ class Generation:
             measured.held_s += time.perf_counter() - asked
 
 
-async def _close(chunks: AsyncGenerator[Chunk, None]) -> None:
+async def _close(chunks: AsyncGenerator[list[Chunk], None]) -> None:
     await chunks.aclose()
 
 

@@ -135,8 +135,13 @@ async def respond(response: Response | Stream, request_id: str, send: Send) -> N
         return
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     async with aclosing(response.parts) as parts:
+        sending: Awaitable[None] | None = None
         async for part in parts:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
+            if sending is not None:
+                await sending
+            sending = send({"type": "http.response.body", "body": part, "more_body": True})
+        if sending is not None:
+            await sending
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

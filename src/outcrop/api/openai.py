@@ -66,14 +66,15 @@ class OpenAI:
             return _json(answer, [("x-outcrop-gateway-ms", f"{measured.gateway_ms():.3f}")])
         encoder = dialect.stream(context)
 
-        async def parts(chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[bytes, None]:
+        async def parts(chunks: AsyncGenerator[list[Chunk], None]) -> AsyncGenerator[bytes, None]:
             usage = None
             async with aclosing(chunks):
                 try:
-                    async for chunk in chunks:
-                        usage = chunk.usage or usage
-                        if (payload := encoder.chunk(chunk)) is not None:
-                            yield _sse(payload)
+                    async for batch in chunks:
+                        usage = batch[-1].usage or usage
+                        payloads = [payload for chunk in batch if (payload := encoder.chunk(chunk)) is not None]
+                        if payloads:
+                            yield b"".join(map(_sse, payloads))
                 except ServiceError as exc:
                     yield _failed(exc)
                     return

@@ -60,8 +60,11 @@ class Engine(Protocol):
 
     async def complete(self, endpoint: Endpoint, request: GenerateRequest) -> Completion: ...
 
-    def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """Chunks as the engine makes them. Closing it (``contextlib.aclosing``) ends the generation."""
+    def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[list[Chunk], None]:
+        """Chunks as the engine makes them, at least one at a time; what came together is one list.
+
+        Closing it (``contextlib.aclosing``) ends the generation.
+        """
         ...
 
     async def count_tokens(self, endpoint: Endpoint, request: GenerateRequest) -> int:

@@ -23,15 +23,15 @@ async def all_or_first_error(asked: list[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-async def merged(streams: list[AsyncGenerator[Chunk, None]]) -> AsyncGenerator[Chunk, None]:
+async def merged(streams: list[AsyncGenerator[list[Chunk], None]]) -> AsyncGenerator[list[Chunk], None]:
     """The chunks of all *streams* as they come; the first error ends the others. Closing it closes them."""
-    queue: asyncio.Queue[Chunk | BaseException | None] = asyncio.Queue(maxsize=2 * len(streams))
+    queue: asyncio.Queue[list[Chunk] | BaseException | None] = asyncio.Queue(maxsize=2 * len(streams))
 
-    async def forward(stream: AsyncGenerator[Chunk, None]) -> None:
+    async def forward(stream: AsyncGenerator[list[Chunk], None]) -> None:
         try:
             async with aclosing(stream):
-                async for chunk in stream:
-                    await queue.put(chunk)
+                async for batch in stream:
+                    await queue.put(batch)
             await queue.put(None)
         except ServiceError as exc:
             await queue.put(exc)

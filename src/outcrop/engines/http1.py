@@ -35,8 +35,9 @@ class Answer:
         """The whole body, or what is left of it."""
         return await self._connection.whole()
 
-    async def parts(self) -> AsyncGenerator[bytes, None]:
-        """The body as it comes; what arrived together is one part."""
+    async def parts(self, *, gather_s: float = 0.0) -> AsyncGenerator[bytes, None]:
+        """The body as it comes; what arrived together, or within *gather_s* seconds of the part before, is one part."""
+        self._connection.gather_s = gather_s
         while part := await self._connection.part():
             yield part
 
@@ -126,12 +127,15 @@ class _Connection(asyncio.Protocol):
         self.is_open = False
         self.has_heard = False
         self.idle_since = 0.0
+        self.gather_s = 0.0
         self._client = client
         self._read_timeout_s = read_timeout_s
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._gathering: asyncio.TimerHandle | None = None
+        self._taken_at = 0.0
         self._heard_at = 0.0
         self._failure: Exception | None = None
         self._is_busy = False
@@ -151,6 +155,7 @@ class _Connection(asyncio.Protocol):
         self._body_bytes = 0
         self._is_paused = False
         self.has_heard = False
+        self.gather_s = 0.0
 
     # -- what the client calls ------------------------------------------------------------------------
 
@@ -220,6 +225,7 @@ class _Connection(asyncio.Protocol):
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body.clear()
         self._body_bytes = 0
+        self._taken_at = self._loop.time()
         if self._is_paused and self._transport is not None and self.is_open:
             self._is_paused = False
             self._transport.resume_reading()
@@ -263,10 +269,19 @@ class _Connection(asyncio.Protocol):
             assert self._transport is not None
             self._is_paused = True
             self._transport.pause_reading()
-        if self._is_whole or not had_head or (self._body and not self._wants_all):
+        if self._is_whole or not had_head:
             self._wake()
+        elif self._body and not self._wants_all and self._gathering is None:
+            more_s = self.gather_s - (self._heard_at - self._taken_at)
+            if more_s <= 0:
+                self._wake()
+            else:
+                self._gathering = self._loop.call_later(more_s, self._wake)
 
     def _wake(self) -> None:
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

@@ -165,12 +165,12 @@ class Watched:
             self._lease.report_broken()
             raise
 
-    async def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+    async def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[list[Chunk], None]:
         try:
-            async with aclosing(self._engine.stream(endpoint, request)) as chunks:
-                async for chunk in chunks:
+            async with aclosing(self._engine.stream(endpoint, request)) as batches:
+                async for batch in batches:
                     self.awaiting_since = None
-                    yield chunk
+                    yield batch
                     self.awaiting_since = self.clock()
         except EngineTimeout:
             self._lease.report_broken()

@@ -177,6 +177,29 @@ async def test_a_stream_comes_in_parts_and_closing_it_early_ends_the_connection(
     await asyncio.wait_for(ended.wait(), 5)
 
 
+async def test_parts_that_follow_soon_are_gathered_but_the_first_and_the_end_never_wait(
+    listen: Listen, client: Client
+) -> None:
+    read = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(CHUNKED[: CHUNKED.index(b"6\r\n")] + b"1\r\na\r\n")
+        await read.wait()
+        for chunk in (b"1\r\nb\r\n", b"1\r\nc\r\n"):
+            writer.write(chunk)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        writer.write(b"1\r\nd\r\n0\r\n\r\n")
+
+    answer = await client.request("GET", await listen(serve), "/", bearer="secret")
+    parts = answer.parts(gather_s=3600)
+    assert await anext(parts) == b"a"
+    read.set()
+    assert [part async for part in parts] == [b"bcd"]
+    answer.close()
+
+
 async def test_a_stream_that_nobody_reads_is_held_back_at_its_source(listen: Listen, client: Client) -> None:
     part = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
     sent = 0
