@@ -392,7 +392,7 @@ def main() -> None:
     here = Path(__file__).parent
     parser.add_argument("--work", type=Path, default=Path("build/apexguru"), help="state to resume from")
     parser.add_argument("--out", type=Path, default=here / "checkpoint", help="replaced by the checkpoint")
-    parser.add_argument("--steps", type=int, default=1850)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--every", type=int, default=200, help="steps between measuring and saving the state")
     parser.add_argument("--batch-tokens", type=int, default=6144)
     parser.add_argument("--muon-rate", type=float, default=0.02)
