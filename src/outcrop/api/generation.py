@@ -97,7 +97,9 @@ class Generation:
             lease.release()
             measured.engine_s += time.perf_counter() - begun
 
-    async def stream(self, served: Served, request: GenerateRequest, measured: Measured) -> AsyncGenerator[list[Chunk], None]:
+    async def stream(
+        self, served: Served, request: GenerateRequest, measured: Measured
+    ) -> AsyncGenerator[list[Chunk], None]:
         """The answer's chunks; returns only when the first are there, so that earlier failures are plain errors."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
