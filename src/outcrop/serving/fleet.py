@@ -3,33 +3,34 @@
 A request for a ready copy takes a slot synchronously. One that finds none joins the model's hold queue and rings the
 bell; the task then reconciles: facts to ``policy.decide``, decisions to the launcher. A start belongs to the system:
 it goes on when its caller leaves, and one start serves all who wait.
+
+How a copy comes up is in ``bring_up``, whether it is of use in ``health``, who gets its slots in ``lending``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import fields
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import structlog
 from msgspec import structs
 
-from outcrop.engines.base import CopySpec, Endpoint, Engine
-from outcrop.errors import EngineFault, ModelNotFound, ModelNotReady, ServiceError, ShuttingDown
+from outcrop.engines.base import CopySpec, Engine
+from outcrop.errors import EngineFault, ModelNotFound, ServiceError, ShuttingDown
 from outcrop.ids import CopyId, random_id
 from outcrop.inference.canonical import GenerateRequest
-from outcrop.launchers.local import LocalLauncher, Process
-from outcrop.launchers.page_cache import resident_share
-from outcrop.serving import policy, proof, room, router, schedule, starts
+from outcrop.launchers.local import LocalLauncher
+from outcrop.serving import policy, proving, schedule, seen, starts
+from outcrop.serving.background import Background
+from outcrop.serving.bring_up import BringUp
 from outcrop.serving.copies import Copy, CopyStatus, DecisionRecord, Lease, Model, ModelStatus
-from outcrop.serving.gate import StartGate
-from outcrop.serving.hold import Ask, HoldQueue, Limits, Seat
+from outcrop.serving.health import Health
+from outcrop.serving.hold import Ask, HoldQueue, Limits
+from outcrop.serving.lending import Lending
 from outcrop.serving.lifecycle import SERVING, State, advance
 from outcrop.serving.making_room import Landlord
 from outcrop.serving.proof import ProofReport
@@ -40,11 +41,6 @@ log = structlog.get_logger(__name__)
 
 TICK_S = 1.0
 STOP_GRACE_S = 5.0
-READY_POLL_S = 0.01
-EXAMINE_S = 0.5  # a process that crashed is gone within this time
-MISSED_PROBES = 3  # in a row, of a copy that does not answer, before it is replaced
-KEEP_PLACE_S = 30.0  # a place in the queue waits this much longer than its request was told to
-CACHED_SHARE = 0.8  # of an artefact's pages in memory, from which a start reads no disk
 ANYONE = Ask()
 
 
@@ -80,13 +76,18 @@ class Fleet:
         self._models: dict[str, Model] = {}
         self._learned: dict[str, ColdStarts] = {}
         self._scaling: dict[str, schedule.Scaling] = {}
-        self._running: dict[tuple[str, str], Lease] = {}
         self._landlord = Landlord(
             memory_bytes=memory_bytes, cores=cores, threads=settings.cpu_threads, model_count=model_count
         )
-        self._gate = StartGate(settings.starts_in_parallel)
         self._bell = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
+        self._bring_up = BringUp(self._engines, launcher, settings=settings, clock=clock)
+        self._health = Health(
+            self._engines, settings=settings, clock=clock, background=self._background, on_recovery=self._bell.set
+        )
+        self._lending = Lending(
+            self._engines, self._health, interference=self._params.interference, ring=self._bell.set, clock=clock
+        )
         self._owner: asyncio.Task[None] | None = None
         self._is_closing = False
 
@@ -102,16 +103,14 @@ class Fleet:
             model.queue.fail(ShuttingDown("The server is shutting down. Retry on another one.", retry_after_s=5))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
-                while any(copy.in_flight for model in self._models.values() for copy in model.copies):
+                while any(copy.in_flight for copy in seen.all_copies(self._models.values())):
                     await asyncio.sleep(0.02)
         if self._owner is not None:
             self._owner.cancel()
             await asyncio.gather(self._owner, return_exceptions=True)
             self._owner = None
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        copies = [copy for model in self._models.values() for copy in model.copies]
+        await self._background.close()
+        copies = seen.all_copies(self._models.values())
         await asyncio.gather(*(copy.process.stop(STOP_GRACE_S) for copy in copies if copy.process is not None))
         self._models.clear()
 
@@ -127,24 +126,7 @@ class Fleet:
         """
         if self._is_closing:
             raise ShuttingDown("The server is shutting down. Retry on another one.", retry_after_s=5)
-        model, now = self._model(spec), self._clock()
-        if model.is_removed:
-            raise ModelNotFound("The model was deleted.")
-        if ask.invocation_id and (earlier := self._running.get((ask.principal, ask.invocation_id))) is not None:
-            self._supersede(earlier)
-        model.active_at = now
-        if model.failure is not None and now < model.retry_at:
-            raise EngineFault(f"{model.failure} The next start is tried in {model.retry_at - now:.0f} s.")
-        model.demand.arrived(now)
-        copy = None if model.queue.peek() else router.choose(model.copies, ask.prefix)
-        lease = self._lend(model, copy, ask) if copy is not None else await self._held(model, ask, hold_s)
-        if task is not None:
-            # Whatever ends the request, a generator that was never started included, no slot is lost.
-            lease.task = task
-            task.add_done_callback(lambda _: lease.release())
-            if ask.invocation_id:
-                self._running[ask.principal, ask.invocation_id] = lease
-        return lease
+        return await self._lending.acquire(self._model(spec), hold_s=hold_s, ask=ask, task=task)
 
     async def warm(self, spec: CopySpec, *, wait_s: float) -> None:
         """Start a copy when there is none, as a request would, and wait for it. Raises as ``acquire`` does.
@@ -164,9 +146,9 @@ class Fleet:
         """What is set for the model."""
         return self._scaling.get(model_id, schedule.DEFAULTS)
 
-    def learned(self, model_id: str, seen: Iterable[tuple[Tier, float]]) -> None:
+    def learned(self, model_id: str, measured: Iterable[tuple[Tier, float]]) -> None:
         """Starts of this model that were measured before."""
-        self._learned.setdefault(model_id, ColdStarts()).seed(seen)
+        self._learned.setdefault(model_id, ColdStarts()).seed(measured)
 
     def adopt(self, spec: CopySpec) -> None:
         """Make the model known, so that its schedule holds before anyone asked it."""
@@ -199,46 +181,12 @@ class Fleet:
 
     def status(self) -> list[CopyStatus]:
         now = self._clock()
-        return [
-            CopyStatus(
-                copy_id=copy.copy_id,
-                model_id=copy.spec.model_id,
-                state=copy.state,
-                pid=copy.process.pid if copy.process else None,
-                age_s=round(now - copy.born_at, 3),
-                in_flight=copy.in_flight,
-                slots=copy.slots,
-                threads=copy.spec.threads,
-                requests=copy.requests,
-                idle_s=0.0 if copy.in_flight else round(max(0.0, now - max(model.active_at, copy.born_at)), 3),
-                start_timings=copy.start_timings,
-            )
-            for model in self._models.values()
-            for copy in model.copies
-        ]
+        return [seen.copy_status(model, copy, now) for model in self._models.values() for copy in model.copies]
 
     def model_status(self, spec: CopySpec) -> ModelStatus:
         """How warm a model is. Reads the page cache; blocks for milliseconds on a large artefact. Wakes nothing."""
         model = self._models.get(spec.model_id)
-        known = model.starts if model else self._learned.get(spec.model_id, ColdStarts())
-        states = [copy.state for copy in model.copies] if model else []
-        best = next((state for state in State if state is not State.STARTING and state in states), None)
-        if model and model.failure:
-            state = "failed"
-        elif model and model.blocked_since is not None:
-            state = "waiting for room"
-        elif best in SERVING:
-            state = str(best)
-        else:
-            state = "starting" if State.STARTING in states else str(best or self._tier(spec))
-        return ModelStatus(
-            model_id=spec.model_id,
-            state=state,
-            held=len(model.queue) if model else 0,
-            wake_s={tier: known.known(tier) for tier in Tier},
-            failure=model.failure if model else None,
-            memory_bytes=room.used_bytes([spec]),
-        )
+        return seen.model_status(spec, model, self._known(spec.model_id))
 
     async def remove(self, model_id: str) -> None:
         """Drain and stop the model's copies and forget it."""
@@ -253,39 +201,16 @@ class Fleet:
         self._models.pop(model_id, None)
         self._learned.pop(model_id, None)
         self._scaling.pop(model_id, None)
-        await asyncio.to_thread(self._forget_logs, model_id, 0)
+        await asyncio.to_thread(self._bring_up.forget_logs, model_id, 0)
 
     async def prove(self, spec: CopySpec, request: GenerateRequest, probes: list[tuple[str, list[int]]]) -> ProofReport:
         """Start one copy apart from the routed ones, compare tokens, generate, stop it. Raises EngineFault."""
-        engine = self._engines[spec.engine]
-        begun = self._clock()
-        process, endpoint = await self._launch(spec, "proof")
-        try:
-            spawned = self._clock()
-            await self._until_ready(spec, endpoint)
-            ready = self._clock()
-            mismatches = await _mismatches(engine, endpoint, probes if engine.can_tokenize else ())
-            asked = self._clock()
-            answer = await engine.complete(endpoint, request)
-            answered = self._clock()
-            first, *others = proof.PROMPTS
-            answers = [await engine.complete(endpoint, proof.question(first))]
-            spoken = self._clock() - answered
-            if proof.repeated_token(answers[0]) is not None:
-                answers += [await engine.complete(endpoint, proof.question(prompt)) for prompt in others]
-            tokens = answers[0].usage.completion_tokens
-            return ProofReport(
-                spawn_s=round(spawned - begun, 4),
-                load_s=round(ready - spawned, 4),
-                first_token_s=round(answered - asked, 4),
-                text=answer.choices[0].text if answer.choices else "",
-                mismatches=mismatches,
-                tokens_per_s=round(tokens / spoken, 2) if tokens and spoken > 0 else None,
-                memory_bytes=await asyncio.to_thread(process.peak_memory_bytes),
-                diagnosis=proof.diagnosis(answers),
-            )
-        finally:
-            await process.stop(STOP_GRACE_S)
+        engine, known = self._engines[spec.engine], self._known(spec.model_id)
+        return await proving.prove(self._bring_up, engine, spec, request, probes, known=known, clock=self._clock)
+
+    @property
+    def log_folder(self) -> Path:
+        return self._bring_up.log_folder
 
     # -- the owner ------------------------------------------------------------------------------------
 
@@ -303,28 +228,27 @@ class Fleet:
                 try:
                     self._reconcile(model)
                     if is_tick:
-                        self._look_after(model)
+                        self._health.look_after(model)
                 except Exception:
                     log.exception("reconciling a model failed", model_id=model.spec.model_id)
 
     def _reconcile(self, model: Model) -> None:
         now = self._clock()
-        self._release_held(model)
-        ready = [copy for copy in model.copies if copy.is_ready]
-        starting = [copy for copy in model.copies if copy.state is State.STARTING]
-        current = len(ready) + len(starting)
-        params = self._params_of(model)
-        facts = self._facts(model, ready, starting, params)
+        self._lending.release_held(model)
+        params = seen.params_of(model, self._params, self._wall())
+        facts = seen.facts_of(model, params, now)
         decision = policy.decide(facts, params)
+        current = facts.ready + facts.starting
         model.demand.decided(now, decision.up)
         desired = 0 if model.is_removed else decision.desired
-        self._note(model, facts, decision, current)
+        if seen.note(model, facts, decision, self._wall()) and decision.desired != current:
+            log.info("scaling", model_id=model.spec.model_id, copies=decision.desired, reason=decision.reason)
         for _ in range(desired - current):
             if not self._order(model, now):
                 break
         else:
             model.blocked_since = None
-        for copy in ready:
+        for copy in seen.ready_copies(model):
             if model.is_removed:
                 self._drain(model, copy, self._settings.drain_s)
             elif copy.copy_id in decision.retire:
@@ -332,59 +256,6 @@ class Fleet:
                     self._drain(model, copy, self._settings.request_timeout_s)
                 elif copy.state is State.READY:
                     copy.state = advance(copy.state, State.EVICTABLE)
-
-    def _facts(self, model: Model, ready: list[Copy], starting: list[Copy], params: policy.Params) -> policy.Facts:
-        now = self._clock()
-        rate_60, rate_15, count_15 = model.demand.rates(now)
-        cold_start_s = model.starts.expected_s(Tier.CACHED)
-        facts = policy.Facts(
-            ready=len(ready),
-            starting=len(starting),
-            in_flight=sum(copy.in_flight for copy in ready),
-            held=len(model.queue) + model.queue.kept,
-            slots=model.spec.slots,
-            idle_s=max(0.0, now - model.active_at),
-            rate_60=rate_60,
-            rate_15=rate_15,
-            count_15=count_15,
-            work_s=model.demand.work_s,
-            cold_start_s=cold_start_s,
-            is_backing_off=now < model.retry_at,
-            copies=tuple(
-                policy.CopyFacts(
-                    copy_id=copy.copy_id,
-                    in_flight=copy.in_flight,
-                    served_s=None if copy.served_at is None else now - copy.served_at,
-                )
-                for copy in ready
-            ),
-        )
-        window_s = policy.scale_in_window_s(facts, params)
-        return policy.Facts(**{**_values(facts), "peak": model.demand.peak(now, window_s)})
-
-    def _params_of(self, model: Model) -> policy.Params:
-        if model.scaling is schedule.DEFAULTS:
-            return self._params
-        now = datetime.fromtimestamp(self._wall(), UTC)
-        active = [floor for floor in model.scaling.floors if schedule.is_active(floor, now)]
-        return schedule.params_at(self._params, model.scaling, active)
-
-    def _note(self, model: Model, facts: policy.Facts, decision: policy.Decision, current: int) -> None:
-        """Keep the decision with what it saw; the same one again is counted, not repeated."""
-        record = DecisionRecord(
-            at=self._wall(),
-            desired=decision.desired,
-            current=current,
-            reason=decision.reason,
-            facts={name: value for name, value in _values(facts).items() if name != "copies"},
-        )
-        last = model.decisions[-1] if model.decisions else None
-        if last is not None and (last.desired, last.current) == (record.desired, record.current):
-            model.decisions[-1] = structs.replace(record, times=last.times + 1)
-            return
-        model.decisions.append(record)
-        if decision.desired != current:
-            log.info("scaling", model_id=model.spec.model_id, copies=decision.desired, reason=decision.reason)
 
     def _order(self, model: Model, now: float) -> bool:
         """Start one more copy, if the node has room or idle copies can make it; whether it was started."""
@@ -399,19 +270,12 @@ class Fleet:
         spec = structs.replace(model.spec, threads=plan.threads)
         copy = Copy(CopyId(random_id(8)), spec, now)
         model.copies.append(copy)
-        self._spawn(self._bring_up(model, copy), f"start-{copy.copy_id}")
+        self._background.spawn(self._start(model, copy), f"start-{copy.copy_id}")
         return True
 
-    async def _bring_up(self, model: Model, copy: Copy) -> None:
+    async def _start(self, model: Model, copy: Copy) -> None:
         try:
-            async with self._gate.turn(copy.spec.weight_bytes):
-                begun = self._clock()
-                copy.start_timings["queued_s"] = round(begun - copy.born_at, 4)
-                copy.tier = await asyncio.to_thread(self._tier, copy.spec)
-                await asyncio.to_thread(self._forget_logs, copy.spec.model_id, self._settings.copy_logs_kept)
-                copy.process, copy.endpoint = await self._launch(copy.spec, copy.copy_id)
-                copy.start_timings["spawn_s"] = round(self._clock() - begun, 4)
-                await self._until_ready(copy.spec, copy.endpoint)
+            took = await self._bring_up.start(copy, model.starts)
         except ServiceError as exc:
             await self._start_failed(model, copy, exc)
             return
@@ -425,13 +289,12 @@ class Fleet:
         copy.state = advance(copy.state, State.READY)
         copy.ready_at = copy.probed_at = model.active_at = now
         model.failure, model.retry_at = None, 0.0
-        took = now - begun
         model.starts.learn(copy.tier, took)
         self._on_start(copy.spec.model_id, copy.tier, took)
         copy.start_timings["ready_s"] = round(now - copy.born_at, 4)
         log.info("copy is ready", copy_id=copy.copy_id, model_id=copy.spec.model_id, start_s=round(took, 3))
-        self._spawn(self._watch(model, copy), f"watch-{copy.copy_id}")
-        self._release_held(model)
+        self._background.spawn(self._watch(model, copy), f"watch-{copy.copy_id}")
+        self._lending.release_held(model)
         self._bell.set()
 
     async def _start_failed(self, model: Model, copy: Copy, exc: ServiceError) -> None:
@@ -465,67 +328,12 @@ class Fleet:
                 self._count_failure(model, f"a copy died with status {status} before it answered. {lines}")
             self._bell.set()
 
-    # -- health ---------------------------------------------------------------------------------------
-
-    def _look_after(self, model: Model) -> None:
-        """Once a tick: stalled streams, silent copies, growing logs. Wakes nothing, keeps nothing awake."""
-        now, loop_now = self._clock(), asyncio.get_running_loop().time()
-        for copy in model.copies:
-            if copy.process is not None:
-                copy.process.trim_log(self._settings.copy_log_bytes)
-            if copy.state not in SERVING or copy.is_suspect:
-                continue
-            waits = [
-                loop_now - lease.engine.awaiting_since
-                for lease in copy.leases
-                if lease.engine.awaiting_since is not None
-            ]
-            if waits and max(waits) > self._settings.stall_s:
-                self._replace(copy, f"no token for {max(waits):.0f} s")
-            elif now - copy.probed_at >= self._settings.probe_s:
-                copy.probed_at = now
-                self._spawn(self._probe(copy), f"probe-{copy.copy_id}")
-
-    async def _probe(self, copy: Copy) -> None:
-        assert copy.endpoint is not None
-        if await self._engines[copy.spec.engine].is_ready(copy.endpoint):
-            copy.missed_probes = 0
-            return
-        copy.missed_probes += 1
-        if copy.missed_probes >= MISSED_PROBES and copy.state in SERVING:
-            self._replace(copy, f"{copy.missed_probes} health checks without an answer")
-
-    def _replace(self, copy: Copy, reason: str) -> None:
-        """End a copy that is up but of no use; ``_watch`` buries it and the policy orders another."""
-        log.error("replacing a copy", copy_id=copy.copy_id, model_id=copy.spec.model_id, reason=reason)
-        copy.is_suspect = True
-        if copy.process is not None:
-            self._spawn(copy.process.stop(0), f"replace-{copy.copy_id}")
-
-    def suspect(self, copy: Copy) -> None:
-        if copy.is_ready:
-            copy.is_suspect = True
-            self._spawn(self._examine(copy), f"examine-{copy.copy_id}")
-
-    async def _examine(self, copy: Copy) -> None:
-        """Give a suspect copy its requests back when it answers, else end it; ``_watch`` then buries it."""
-        assert copy.process is not None
-        assert copy.endpoint is not None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(EXAMINE_S):
-                await copy.process.wait()
-        if copy.process.returncode is None and await self._engines[copy.spec.engine].is_ready(copy.endpoint):
-            copy.is_suspect = False
-            self._bell.set()
-        else:
-            await copy.process.stop(0)
-
     # -- starting and stopping ------------------------------------------------------------------------
 
     def _drain(self, model: Model, copy: Copy, limit_s: float) -> None:
         """Send the copy no more requests; stop it once its own have ended, at the latest after *limit_s*."""
         copy.state = advance(copy.state, State.DRAINING)
-        self._spawn(self._take_down(model, copy, limit_s), f"stop-{copy.copy_id}")
+        self._background.spawn(self._take_down(model, copy, limit_s), f"stop-{copy.copy_id}")
 
     async def _take_down(self, model: Model, copy: Copy, limit_s: float) -> None:
         assert copy.process is not None
@@ -541,45 +349,9 @@ class Fleet:
         log.info("copy stopped", copy_id=copy.copy_id, model_id=copy.spec.model_id, requests=copy.requests)
         self._bell.set()
 
-    async def _launch(self, spec: CopySpec, name: str) -> tuple[Process, Endpoint]:
-        engine = self._engines[spec.engine]
-        secret = secrets.token_urlsafe(24)
-        process = await self._launcher.start(
-            engine.command(spec),
-            engine.child_config(spec, secret),
-            self.log_folder / f"{spec.model_id}-{name}.log",
-            self._deadline_s(spec),
-        )
-        return process, Endpoint(f"http://127.0.0.1:{process.announced['port']}", secret)
-
-    async def _until_ready(self, spec: CopySpec, endpoint: Endpoint) -> None:
-        deadline_s, engine = self._deadline_s(spec), self._engines[spec.engine]
-        try:
-            async with asyncio.timeout(deadline_s):
-                while not await engine.is_ready(endpoint):
-                    await asyncio.sleep(READY_POLL_S)
-        except TimeoutError as exc:
-            raise EngineFault(f"The copy was not ready after {deadline_s:g} s.") from exc
-
-    def _deadline_s(self, spec: CopySpec) -> float:
-        model = self._models.get(spec.model_id)
-        known = model.starts if model else ColdStarts()
-        return self._settings.start_deadline_s or known.deadline_s(spec.weight_bytes)
-
-    def _tier(self, spec: CopySpec) -> Tier:
-        return Tier.CACHED if resident_share(spec.artifact) >= CACHED_SHARE else Tier.DISK
-
-    def _forget_logs(self, model_id: str, kept: int) -> None:
-        """Remove all but the newest *kept* logs of the model's copies."""
-        found = sorted(self.log_folder.glob(f"{model_id}-*.log"), key=lambda path: path.stat().st_mtime)
-        for path in found[: len(found) - kept]:
-            path.unlink(missing_ok=True)
-
-    @property
-    def log_folder(self) -> Path:
-        return Path(self._settings.logs) / "copies"
-
-    # -- slots ----------------------------------------------------------------------------------------
+    def _known(self, model_id: str) -> ColdStarts:
+        """What is known of the model's starts; nothing is remembered of a model that is asked about only."""
+        return self._learned.get(model_id, ColdStarts())
 
     def _model(self, spec: CopySpec) -> Model:
         model = self._models.get(spec.model_id)
@@ -599,104 +371,3 @@ class Fleet:
                 scaling=self._scaling.get(spec.model_id, schedule.DEFAULTS),
             )
         return model
-
-    async def _held(self, model: Model, ask: Ask, hold_s: float) -> Lease:
-        seat: Seat[Lease] = model.queue.join(ask)
-        waiter = seat.waiter
-        assert waiter is not None
-        self._bell.set()
-        try:
-            async with asyncio.timeout(hold_s):
-                return await waiter
-        except TimeoutError:
-            if _was_served(waiter):
-                return waiter.result()  # the slot came in the same instant
-            wait_s = self._remaining_start_s(model)
-            model.queue.leave(seat, waiter, keep_s=wait_s + KEEP_PLACE_S)
-            raise ModelNotReady(
-                "Model is not ready for inference. Wait and try your request again.", retry_after_s=wait_s
-            ) from None
-        except asyncio.CancelledError:
-            if _was_served(waiter):
-                waiter.result().release()
-            model.queue.leave(seat, waiter, keep_s=KEEP_PLACE_S)
-            raise
-
-    def _lend(self, model: Model, copy: Copy, ask: Ask) -> Lease:
-        now = self._clock()
-        if copy.state is State.EVICTABLE:
-            copy.state = advance(copy.state, State.READY)
-        lease = Lease(self, model, copy, ask, self._engines[copy.spec.engine], now)
-        copy.in_flight += 1
-        copy.outstanding += ask.weight
-        copy.requests += 1
-        copy.served_at = now if copy.served_at is None else copy.served_at
-        copy.leases.add(lease)
-        model.active_at = now
-        return lease
-
-    def give_back(self, lease: Lease) -> None:
-        model, copy, now = lease.model, lease.copy, self._clock()
-        copy.in_flight -= 1
-        copy.outstanding -= lease.ask.weight
-        copy.leases.discard(lease)
-        model.active_at = now
-        if not lease.broke:
-            copy.answered += 1
-            model.failures = 0
-            model.demand.served(now - lease.begun_at, lease.beside, self._params.interference)
-        key = (lease.ask.principal, lease.ask.invocation_id or "")
-        if self._running.get(key) is lease:
-            del self._running[key]
-        self._release_held(model)
-        if not copy.in_flight:
-            self._bell.set()  # another model may be waiting for this one to rest
-
-    def _supersede(self, earlier: Lease) -> None:
-        """End an attempt whose retry has come: its client no longer listens, and one invocation generates once."""
-        log.info("a retry takes over", model_id=earlier.copy.spec.model_id, copy_id=earlier.copy_id)
-        if earlier.task is not None:
-            earlier.task.cancel()
-
-    def _release_held(self, model: Model) -> None:
-        while (ask := model.queue.peek()) and (copy := router.choose(model.copies, ask.prefix)) is not None:
-            found = model.queue.next()
-            if found is None:
-                return
-            waiter, asked = found
-            waiter.set_result(self._lend(model, copy, asked))
-
-    def _remaining_start_s(self, model: Model) -> float:
-        """What is left of the start under way, or the whole of the next one; at least 1 s."""
-        now = self._clock()
-        begun = [(copy.born_at, copy.tier) for copy in model.copies if copy.state is State.STARTING]
-        if not begun:
-            return max(1.0, model.starts.expected_s(Tier.CACHED), model.retry_at - now)
-        born_at, tier = min(begun)
-        return max(1.0, model.starts.expected_s(tier) - (now - born_at))
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-def _was_served(waiter: asyncio.Future[Lease]) -> bool:
-    return waiter.done() and not waiter.cancelled() and waiter.exception() is None
-
-
-def _values(facts: policy.Facts) -> dict[str, Any]:
-    return {each.name: getattr(facts, each.name) for each in fields(facts)}
-
-
-async def _mismatches(engine: Engine, endpoint: Endpoint, probes: Iterable[tuple[str, list[int]]]) -> list[str]:
-    """Each probe text that the engine tokenises otherwise than the checkpoint's tokenizer does, with both."""
-    found = []
-    for text, wanted in probes:
-        given = await engine.tokenize(endpoint, text)
-        if given != wanted:
-            at = next((n for n, (one, two) in enumerate(zip(given, wanted, strict=False)) if one != two), 0)
-            found.append(
-                f"{text[:40]!r} gives {given[at : at + 6]} from token {at} on, the tokenizer {wanted[at : at + 6]}"
-            )
-    return found

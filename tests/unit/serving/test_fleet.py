@@ -437,7 +437,7 @@ class FleetMachine(RuleBasedStateMachine):
             assert len(model.queue) == 0
             assert model.queue.next() is None
             assert not any(copy.in_flight or copy.outstanding for copy in model.copies)
-        assert not self.fleet._running
+        assert not self.fleet._lending.running
         served = self.run(use(self.fleet, self.specs[0], for_s=0))  # it still serves, whatever came before
         assert served
         self.run(self.fleet.close(1))

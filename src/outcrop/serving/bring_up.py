@@ -1,0 +1,93 @@
+"""How a copy comes up: its turn at the gate, its process, its readiness, its log. What becomes of it is the fleet's."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from outcrop.engines.base import CopySpec, Endpoint, Engine
+from outcrop.errors import EngineFault
+from outcrop.launchers.local import LocalLauncher, Process
+from outcrop.launchers.page_cache import resident_share
+from outcrop.serving.copies import Copy
+from outcrop.serving.gate import StartGate
+from outcrop.serving.starts import ColdStarts, Tier
+from outcrop.settings import Settings
+
+READY_POLL_S = 0.01
+CACHED_SHARE = 0.8  # of an artefact's pages in memory, from which a start reads no disk
+
+
+class BringUp:
+    """Starts engine processes on one launcher, so many at a time. Times are seconds on *clock*."""
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        launcher: LocalLauncher,
+        *,
+        settings: Settings,
+        clock: Callable[[], float],
+    ) -> None:
+        self._engines = engines
+        self._launcher = launcher
+        self._settings = settings
+        self._clock = clock
+        self._gate = StartGate(settings.starts_in_parallel)
+
+    async def start(self, copy: Copy, known: ColdStarts) -> float:
+        """Bring *copy* up until it answers; the seconds that took from its turn on. Raises EngineFault.
+
+        A process that was started is the copy's, whatever happens after: whoever is told of the failure ends it.
+        """
+        async with self._gate.turn(copy.spec.weight_bytes):
+            begun = self._clock()
+            copy.start_timings["queued_s"] = round(begun - copy.born_at, 4)
+            copy.tier = await asyncio.to_thread(tier_of, copy.spec)
+            await asyncio.to_thread(self.forget_logs, copy.spec.model_id, self._settings.copy_logs_kept)
+            copy.process, copy.endpoint = await self.launch(copy.spec, copy.copy_id, known)
+            copy.start_timings["spawn_s"] = round(self._clock() - begun, 4)
+            await self.until_ready(copy.spec, copy.endpoint, known)
+        return self._clock() - begun
+
+    async def launch(self, spec: CopySpec, name: str, known: ColdStarts) -> tuple[Process, Endpoint]:
+        """A process for *spec* that announced its port. Raises EngineFault; then none is left."""
+        engine = self._engines[spec.engine]
+        secret = secrets.token_urlsafe(24)
+        process = await self._launcher.start(
+            engine.command(spec),
+            engine.child_config(spec, secret),
+            self.log_folder / f"{spec.model_id}-{name}.log",
+            self._deadline_s(spec, known),
+        )
+        return process, Endpoint(f"http://127.0.0.1:{process.announced['port']}", secret)
+
+    async def until_ready(self, spec: CopySpec, endpoint: Endpoint, known: ColdStarts) -> None:
+        """Raises EngineFault at the deadline."""
+        deadline_s, engine = self._deadline_s(spec, known), self._engines[spec.engine]
+        try:
+            async with asyncio.timeout(deadline_s):
+                while not await engine.is_ready(endpoint):
+                    await asyncio.sleep(READY_POLL_S)
+        except TimeoutError as exc:
+            raise EngineFault(f"The copy was not ready after {deadline_s:g} s.") from exc
+
+    def forget_logs(self, model_id: str, kept: int) -> None:
+        """Remove all but the newest *kept* logs of the model's copies. Blocks."""
+        found = sorted(self.log_folder.glob(f"{model_id}-*.log"), key=lambda path: path.stat().st_mtime)
+        for path in found[: len(found) - kept]:
+            path.unlink(missing_ok=True)
+
+    @property
+    def log_folder(self) -> Path:
+        return Path(self._settings.logs) / "copies"
+
+    def _deadline_s(self, spec: CopySpec, known: ColdStarts) -> float:
+        return self._settings.start_deadline_s or known.deadline_s(spec.weight_bytes)
+
+
+def tier_of(spec: CopySpec) -> Tier:
+    """How warm the artefact is. Reads the page cache; blocks for milliseconds on a large one."""
+    return Tier.CACHED if resident_share(spec.artifact) >= CACHED_SHARE else Tier.DISK

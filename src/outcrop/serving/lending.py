@@ -1,0 +1,151 @@
+"""Slots: who gets one, who waits for one, who gives one back. Synchronous but for the waiting itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+
+from outcrop.engines.base import Engine
+from outcrop.errors import EngineFault, ModelNotFound, ModelNotReady
+from outcrop.serving import router
+from outcrop.serving.copies import Copy, Lease, Model
+from outcrop.serving.health import Health
+from outcrop.serving.hold import Ask, Seat
+from outcrop.serving.lifecycle import State, advance
+from outcrop.serving.starts import Tier
+
+log = structlog.get_logger(__name__)
+
+KEEP_PLACE_S = 30.0  # a place in the queue waits this much longer than its request was told to
+
+
+class Lending:
+    """*ring*: called when something changed that a decision depends on. Times are seconds on *clock*."""
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        health: Health,
+        *,
+        interference: float,
+        ring: Callable[[], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._engines = engines
+        self._health = health
+        self._interference = interference
+        self._ring = ring
+        self._clock = clock
+        self._running: dict[tuple[str, str], Lease] = {}  # by principal and invocation
+
+    @property
+    def running(self) -> int:
+        """Invocations with an id that run now."""
+        return len(self._running)
+
+    async def acquire(self, model: Model, *, hold_s: float, ask: Ask, task: asyncio.Task[Any] | None) -> Lease:
+        """A slot on a ready copy of *model*. Raises ModelNotReady, Throttled, EngineFault, ModelNotFound."""
+        now = self._clock()
+        if model.is_removed:
+            raise ModelNotFound("The model was deleted.")
+        if ask.invocation_id and (earlier := self._running.get((ask.principal, ask.invocation_id))) is not None:
+            self._supersede(earlier)
+        model.active_at = now
+        if model.failure is not None and now < model.retry_at:
+            raise EngineFault(f"{model.failure} The next start is tried in {model.retry_at - now:.0f} s.")
+        model.demand.arrived(now)
+        copy = None if model.queue.peek() else router.choose(model.copies, ask.prefix)
+        lease = self._lend(model, copy, ask) if copy is not None else await self._held(model, ask, hold_s)
+        if task is not None:
+            # Whatever ends the request, a generator that was never started included, no slot is lost.
+            lease.task = task
+            task.add_done_callback(lambda _: lease.release())
+            if ask.invocation_id:
+                self._running[ask.principal, ask.invocation_id] = lease
+        return lease
+
+    def release_held(self, model: Model) -> None:
+        """Give free slots to those who wait, in their order."""
+        while (ask := model.queue.peek()) and (copy := router.choose(model.copies, ask.prefix)) is not None:
+            found = model.queue.next()
+            if found is None:
+                return
+            waiter, asked = found
+            waiter.set_result(self._lend(model, copy, asked))
+
+    def give_back(self, lease: Lease) -> None:
+        model, copy, now = lease.model, lease.copy, self._clock()
+        copy.in_flight -= 1
+        copy.outstanding -= lease.ask.weight
+        copy.leases.discard(lease)
+        model.active_at = now
+        if not lease.broke:
+            copy.answered += 1
+            model.failures = 0
+            model.demand.served(now - lease.begun_at, lease.beside, self._interference)
+        key = (lease.ask.principal, lease.ask.invocation_id or "")
+        if self._running.get(key) is lease:
+            del self._running[key]
+        self.release_held(model)
+        if not copy.in_flight:
+            self._ring()  # another model may be waiting for this one to rest
+
+    def suspect(self, copy: Copy) -> None:
+        self._health.suspect(copy)
+
+    async def _held(self, model: Model, ask: Ask, hold_s: float) -> Lease:
+        seat: Seat[Lease] = model.queue.join(ask)
+        waiter = seat.waiter
+        assert waiter is not None
+        self._ring()
+        try:
+            async with asyncio.timeout(hold_s):
+                return await waiter
+        except TimeoutError:
+            if _was_served(waiter):
+                return waiter.result()  # the slot came in the same instant
+            wait_s = self._remaining_start_s(model)
+            model.queue.leave(seat, waiter, keep_s=wait_s + KEEP_PLACE_S)
+            raise ModelNotReady(
+                "Model is not ready for inference. Wait and try your request again.", retry_after_s=wait_s
+            ) from None
+        except asyncio.CancelledError:
+            if _was_served(waiter):
+                waiter.result().release()
+            model.queue.leave(seat, waiter, keep_s=KEEP_PLACE_S)
+            raise
+
+    def _lend(self, model: Model, copy: Copy, ask: Ask) -> Lease:
+        now = self._clock()
+        if copy.state is State.EVICTABLE:
+            copy.state = advance(copy.state, State.READY)
+        lease = Lease(self, model, copy, ask, self._engines[copy.spec.engine], now)
+        copy.in_flight += 1
+        copy.outstanding += ask.weight
+        copy.requests += 1
+        copy.served_at = now if copy.served_at is None else copy.served_at
+        copy.leases.add(lease)
+        model.active_at = now
+        return lease
+
+    def _supersede(self, earlier: Lease) -> None:
+        """End an attempt whose retry has come: its client no longer listens, and one invocation generates once."""
+        log.info("a retry takes over", model_id=earlier.copy.spec.model_id, copy_id=earlier.copy_id)
+        if earlier.task is not None:
+            earlier.task.cancel()
+
+    def _remaining_start_s(self, model: Model) -> float:
+        """What is left of the start under way, or the whole of the next one; at least 1 s."""
+        now = self._clock()
+        begun = [(copy.born_at, copy.tier) for copy in model.copies if copy.state is State.STARTING]
+        if not begun:
+            return max(1.0, model.starts.expected_s(Tier.CACHED), model.retry_at - now)
+        born_at, tier = min(begun)
+        return max(1.0, model.starts.expected_s(tier) - (now - born_at))
+
+
+def _was_served(waiter: asyncio.Future[Lease]) -> bool:
+    return waiter.done() and not waiter.cancelled() and waiter.exception() is None
