@@ -14,6 +14,9 @@ import pytest
 from tests.support.checkpoints import copy_of, drop_tensor, set_config, truncate_shard
 from tests.support.s3 import MotoServer
 
+from outcrop.bench.children import object_store, run
+from outcrop.bench.imports import BIG, make_checkpoint, stores
+
 INDEX = "model.safetensors.index.json"
 
 
@@ -169,6 +172,18 @@ def test_an_object_store_is_checked_without_a_server(moto: MotoServer, tiny: Pat
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["source"] == uri
     assert check("s3://checked-models/v2/", home=tmp_path, OUTCROP_OBJECT_STORES=stores).returncode == 3
+
+
+def test_a_check_of_30_gb_in_16_shards_takes_less_than_100_mb_of_memory(tmp_path: Path) -> None:
+    size = make_checkpoint(tmp_path / "store" / "bench" / "big", BIG, 16, sparse=True)
+    with object_store(tmp_path / "store") as url:
+        environment = {"OUTCROP_OBJECT_STORES": stores(url), "OUTCROP_HOME": str(tmp_path / "none")}
+        words = ["-m", "outcrop.cli.main", "check", "s3://bench/big/", "--json"]
+        ran = run([sys.executable, *words], environment)
+
+    assert ran.said["importable"] is True
+    assert ran.said["total_bytes"] == size > 30e9
+    assert ran.peak_bytes < 100e6
 
 
 def test_the_standard_chain_of_credentials_is_used_where_a_store_has_none(

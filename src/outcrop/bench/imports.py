@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ import numpy as np
 import typer
 
 from outcrop.access.bootstrap import read
+from outcrop.bench.children import Ran, object_store, run
 from outcrop.checkpoints.families import FAMILIES
 
 SAMPLE = Path(__file__).parents[3] / "examples" / "apexguru" / "checkpoint"
@@ -42,47 +42,6 @@ BUCKET, PART_BYTES, PARTS_AT_A_TIME = "bench", 8 << 20, 8
 KEYS = {"access_key_id": "any", "secret_access_key": "any"}
 BIG = {"hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 44, "vocab_size": 128_256}
 SMALL = {"hidden_size": 2048, "intermediate_size": 8192}
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """A finished child process: wall seconds, peak resident bytes, what it said."""
-
-    wall_s: float
-    peak_bytes: int
-    said: Any
-
-
-def run(argv: list[str], environment: Mapping[str, str] | None = None) -> Ran:
-    """Run a command that prints JSON; its own peak memory comes from wait4."""
-    begun = time.perf_counter()
-    with tempfile.TemporaryFile() as out:
-        process = subprocess.Popen(argv, stdout=out, env={**os.environ, **(environment or {})})
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        wall_s = time.perf_counter() - begun
-        out.seek(0)
-        said = out.read()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(argv[:6])} ended with {process.returncode}: {said[-2000:]!r}")
-    return Ran(wall_s, usage.ru_maxrss * 1024, json.loads(said))
-
-
-@contextlib.contextmanager
-def object_store(folder: Path, latency_ms: float = 0.0) -> Iterator[str]:
-    """A store over *folder* in a process of its own; its URL."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "outcrop.bench.object_store", f"--folder={folder}", f"--latency-ms={latency_ms}"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.kill()
-        process.wait()
 
 
 def stores(url: str) -> str:

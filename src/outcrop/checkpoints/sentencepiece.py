@@ -22,9 +22,8 @@ _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
 _NO_MERGE = -1e6
 
 
-def is_kind(document: Mapping[str, Any]) -> bool:
-    """Whether this ``tokenizer.json`` came from SentencePiece: Unigram, or BPE with byte tokens to fall back on."""
-    model = document["model"]
+def is_kind(model: Mapping[str, Any]) -> bool:
+    """Whether a ``tokenizer.json``'s *model* came from SentencePiece: Unigram, or BPE with bytes to fall back on."""
     return model.get("type") == "Unigram" or bool(model.get("byte_fallback"))
 
 

@@ -7,19 +7,24 @@ fluently and wrongly, which nobody notices.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 
 from outcrop.checkpoints import sentencepiece
+from outcrop.checkpoints.large_json import array_pieces, object_pieces
 from outcrop.checkpoints.pre_tokenizers import pre_tokenizer
 from outcrop.checkpoints.problems import CheckpointRejected
-from outcrop.checkpoints.vocabulary import Tokenizer, refused, steps
+from outcrop.checkpoints.vocabulary import Texts, Tokenizer, Vocabulary, refused, steps
 
 FILE = "tokenizer.json"
-_MERGES_AT_A_TIME = 4096
+_MERGE = re.compile(r"[^ ]+ [^ ]+")
 
 # The characters that byte-level BPE writes bytes as: printable Latin-1 as itself, the rest from U+0100 on.
 _ITSELF = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
@@ -28,91 +33,122 @@ _BYTES = frozenset(map(chr, [*_ITSELF, *range(0x100, 0x100 + 256 - len(_ITSELF))
 
 def parse_tokenizer(raw: bytes) -> Tokenizer:
     """Raises EngineCannot for what the CPU engine could not reproduce exactly, CheckpointRejected for a broken file."""
+    with _named_failures():
+        return _tokenizer(_Document.of(raw))
+
+
+@contextmanager
+def _named_failures() -> Iterator[None]:
     try:
-        return _tokenizer(_decoded(raw))
+        yield
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         message = f"{FILE} is not valid JSON ({exc}). Save the tokenizer again."
         raise CheckpointRejected.of(message, FILE) from exc
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as exc:
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError) as exc:
         message = f"{FILE} is not a Hugging Face tokenizer file ({type(exc).__name__}: {exc})."
         raise CheckpointRejected.of(message, FILE) from exc
 
 
-def _decoded(raw: bytes) -> Any:
-    """The file's JSON, merges as ``"left right"``.
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """A ``tokenizer.json`` of which the long lists, *vocab* and *merges* of its *model*, are still JSON."""
 
-    Merges first and some at a time: lists of pairs beside the vocabulary, as JSON comes out otherwise, would take
-    several times the memory of all else that a check needs.
-    """
-    document = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-    model = msgspec.json.decode(document.pop("model"), type=dict[str, msgspec.Raw])
-    merges = None
-    if "merges" in model:
-        merges = tuple(_merges(model.pop("merges")))
-    opened = {name: msgspec.json.decode(value) for name, value in model.items()}
-    if merges is not None:
-        opened["merges"] = merges
-    return {**{name: msgspec.json.decode(value) for name, value in document.items()}, "model": opened}
+    top: Mapping[str, Any]
+    model: Mapping[str, Any]
+    lists: Mapping[str, msgspec.Raw]
 
+    @classmethod
+    def of(cls, raw: bytes) -> _Document:
+        document = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        model = msgspec.json.decode(document.pop("model"), type=dict[str, msgspec.Raw])
+        lists: dict[str, msgspec.Raw] = {name: model.pop(name) for name in ("vocab", "merges") if name in model}
+        top = {name: msgspec.json.decode(value) for name, value in document.items()}
+        return cls(top, {name: msgspec.json.decode(value) for name, value in model.items()}, lists)
 
-def _merges(raw: msgspec.Raw) -> Iterator[str]:
-    entries = msgspec.json.decode(raw, type=list[msgspec.Raw])
-    for begin in range(0, len(entries), _MERGES_AT_A_TIME):
-        part = b",".join(map(bytes, entries[begin : begin + _MERGES_AT_A_TIME]))
-        yield from map(_merge, msgspec.json.decode(b"[" + part + b"]"))
+    @property
+    def added(self) -> list[Any]:
+        return self.top.get("added_tokens") or []
+
+    def whole(self) -> dict[str, Any]:
+        opened = {name: msgspec.json.decode(value) for name, value in self.lists.items()}
+        return {**self.top, "model": {**self.model, **opened}}
+
+    def tokens(self) -> Vocabulary:
+        return Vocabulary(self._tokens())
+
+    def _tokens(self) -> Iterator[tuple[Sequence[int], Sequence[str]]]:
+        """Ids and texts, by id where the vocabulary is; what was added counts for its id."""
+        added = {int(token["id"]): str(token["content"]) for token in self.added}
+        waiting = sorted(added.items(), reverse=True)
+        for piece in object_pieces(memoryview(self.lists["vocab"])):
+            if not waiting or waiting[-1][0] > max(piece.values(), default=0):
+                yield list(piece.values()), list(piece)
+                continue
+            own = {index: text for text, index in piece.items() if index not in added}
+            last = max(piece.values())
+            while waiting and waiting[-1][0] <= last:
+                index, text = waiting.pop()
+                own[index] = text
+            ids = sorted(own)
+            yield ids, [own[index] for index in ids]
+        waiting.reverse()
+        yield [index for index, _ in waiting], [text for _, text in waiting]
+
+    def merges(self) -> Iterator[list[str]]:
+        for piece in array_pieces(memoryview(self.lists["merges"])):
+            texts = [" ".join(merge) if type(merge) is list else merge for merge in piece]
+            yield texts if all(map(_MERGE.fullmatch, texts)) else list(map(_merge, piece))
 
 
 def parse_plainly(raw: bytes) -> Tokenizer:
     """Ids, texts and which are special, whatever else the file says: enough for an engine that runs it itself."""
-    try:
-        document = msgspec.json.decode(raw)
-        vocab, added = document["model"]["vocab"], document.get("added_tokens") or []
-        pairs = vocab.items() if isinstance(vocab, dict) else ((entry[0], n) for n, entry in enumerate(vocab))
-        tokens = {int(index): str(text) for text, index in pairs}
-        tokens.update({int(token["id"]): str(token["content"]) for token in added})
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        message = f"{FILE} is not valid JSON ({exc}). Save the tokenizer again."
-        raise CheckpointRejected.of(message, FILE) from exc
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as exc:
-        message = f"{FILE} is not a Hugging Face tokenizer file ({type(exc).__name__}: {exc})."
-        raise CheckpointRejected.of(message, FILE) from exc
-    special = frozenset(token["id"] for token in added if token.get("special"))
-    return Tokenizer(kind="other", tokens=tokens, special=special, added=frozenset(token["id"] for token in added))
+    with _named_failures():
+        document = _Document.of(raw)
+        if bytes(memoryview(document.lists["vocab"])[:1]) == b"{":
+            tokens: Mapping[int, str] = document.tokens()
+        else:
+            entries = msgspec.json.decode(document.lists["vocab"])
+            tokens = {index: str(entry[0]) for index, entry in enumerate(entries)}
+            tokens |= {int(token["id"]): str(token["content"]) for token in document.added}
+        special = frozenset(token["id"] for token in document.added if token.get("special"))
+        added = frozenset(token["id"] for token in document.added)
+        return Tokenizer(kind="other", tokens=tokens, special=special, added=added)
 
 
-def _tokenizer(document: Any) -> Tokenizer:
-    model = document["model"]
+def _tokenizer(document: _Document) -> Tokenizer:
+    top, model = document.top, document.model
     kind = model.get("type", "BPE")
-    if sentencepiece.is_kind(document):
-        return sentencepiece.from_json(document, _leading_token(document.get("post_processor")))
+    if sentencepiece.is_kind(model):
+        return sentencepiece.from_json(document.whole(), _leading_token(top.get("post_processor")))
     if kind != "BPE":
         raise refused(f"is a {kind} tokenizer; BPE and SentencePiece kinds are supported")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             raise refused(f"sets {option} to {model[option]!r}, which the engine does not do")
-    tokens = {int(index): str(text) for text, index in model["vocab"].items()}
-    if missing := _BYTES - set(tokens.values()):
-        raise refused(f"lacks {len(missing)} of the 256 byte tokens, so some text would have no tokens")
-    added = document.get("added_tokens") or []
-    tokens.update({int(token["id"]): str(token["content"]) for token in added})
+    merges = Texts(document.merges())
+    tokens = document.tokens()
+    added = document.added
     _check_tokens(tokens, added)
     return Tokenizer(
         kind="bpe",
         tokens=tokens,
         special=frozenset(token["id"] for token in added if token.get("special")),
         added=frozenset(token["id"] for token in added),
-        merges=model["merges"],
-        pre=pre_tokenizer(document.get("pre_tokenizer"), bool(model.get("ignore_merges"))),
-        bos=_leading_token(document.get("post_processor")),
-        nfc=_is_nfc(document.get("normalizer")),
+        merges=merges,
+        pre=pre_tokenizer(top.get("pre_tokenizer"), bool(model.get("ignore_merges"))),
+        bos=_leading_token(top.get("post_processor")),
+        nfc=_is_nfc(top.get("normalizer")),
     )
 
 
-def _check_tokens(tokens: Mapping[int, str], added: list[Any]) -> None:
+def _check_tokens(tokens: Vocabulary, added: list[Any]) -> None:
     if (lowest := min(tokens)) < 0:
         raise refused(f"has the token id {lowest}; ids start at 0")
-    if len(set(tokens.values())) < len(tokens):
-        twice = [text for text, times in Counter(tokens.values()).items() if times > 1]
+    if missing := _BYTES.difference(tokens.texts):
+        raise refused(f"lacks {len(missing)} of the 256 byte tokens, so some text would have no tokens")
+    hashes = sorted(map(hash, tokens.texts))  # a set of the texts would take more memory than all else here
+    if any(left == right for left, right in pairwise(hashes)) and len(set(tokens.texts)) < len(tokens):
+        twice = [text for text, times in Counter(tokens.texts).items() if times > 1]
         ids = [index for index, text in tokens.items() if text == twice[0]]
         raise refused(f"has the token {twice[0]!r} under the ids {ids}; a text may have one id")
     for token in added:

@@ -2,11 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate, islice, pairwise
+from typing import Any, overload
 
 from outcrop.checkpoints.problems import CheckpointRejected, Problem
+
+
+class Texts(Sequence[str]):
+    """Many short texts in one piece of memory: as objects of their own they would take ten times as much.
+
+    They come in *pieces*, some texts each.
+    """
+
+    __slots__ = ("_all", "_starts")
+
+    def __init__(self, pieces: Iterable[Sequence[str]] = ()) -> None:
+        joined, self._starts = [], array("I", [0])
+        for texts in pieces:
+            ends = accumulate(map(len, texts), initial=self._starts[-1])
+            self._starts.extend(islice(ends, 1, None))
+            joined.append("".join(texts))
+        self._all = "".join(joined)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[str]: ...
+    def __getitem__(self, place: int | slice) -> str | Sequence[str]:
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(len(self)))]
+        place = range(len(self))[place]
+        return self._all[self._starts[place] : self._starts[place + 1]]
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._all[begin:end] for begin, end in pairwise(self._starts))
+
+    def find(self, text: str) -> int | None:
+        """The first place of *text*."""
+        begin = -1
+        while text and (begin := self._all.find(text, begin + 1)) >= 0:
+            place = bisect_right(self._starts, begin) - 1
+            if self._starts[place] == begin and self[place] == text:
+                return place
+        return None
+
+
+class Vocabulary(Mapping[int, str]):
+    """Token texts by id, ids ascending. They come in *pieces*, ids and their texts; for one id the last counts."""
+
+    __slots__ = ("_ids", "_texts")
+
+    def __init__(self, pieces: Iterable[tuple[Sequence[int], Sequence[str]]]) -> None:
+        ids = array("q")
+
+        def noted() -> Iterator[Sequence[str]]:
+            for some, texts in pieces:
+                ids.extend(some)
+                yield texts
+
+        texts = Texts(noted())
+        if any(left >= right for left, right in pairwise(ids)):
+            last = {index: place for place, index in enumerate(ids)}
+            ids = array("q", sorted(last))
+            texts = Texts([[texts[last[index]] for index in ids]])
+        self._ids, self._texts = ids, texts
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._ids)
+
+    def __contains__(self, index: object) -> bool:
+        return isinstance(index, int) and self._place(index) is not None
+
+    def __getitem__(self, index: int) -> str:
+        if (place := self._place(index)) is None:
+            raise KeyError(index)
+        return self._texts[place]
+
+    @property
+    def texts(self) -> Texts:
+        """The texts in the order of their ids."""
+        return self._texts
+
+    def id_of(self, text: str) -> int | None:
+        place = self._texts.find(text)
+        return None if place is None else self._ids[place]
+
+    def _place(self, index: int) -> int | None:
+        place = index if 0 <= index < len(self._ids) and self._ids[index] == index else bisect_left(self._ids, index)
+        return place if place < len(self._ids) and self._ids[place] == index else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +118,7 @@ class Tokenizer:
     tokens: Mapping[int, str]
     special: frozenset[int]
     added: frozenset[int]
-    merges: tuple[str, ...] = ()
+    merges: Sequence[str] = ()
     pre: str = ""
     bos: str | None = None  # the token that the post-processor puts first
     nfc: bool = False
@@ -38,6 +131,8 @@ class Tokenizer:
     charsmap: bytes = b""
 
     def id_of(self, text: str) -> int | None:
+        if isinstance(self.tokens, Vocabulary):
+            return self.tokens.id_of(text)
         return next((index for index, token in self.tokens.items() if token == text), None)
 
 

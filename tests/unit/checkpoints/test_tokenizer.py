@@ -46,11 +46,22 @@ def test_tokens_flags_and_merges_are_read(document: dict[str, Any]) -> None:
 def test_merges_are_read_in_both_spellings(document: dict[str, Any]) -> None:
     pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in document["model"]["merges"]]
     document["model"]["merges"] = pairs
-    listed = parse_tokenizer(raw(document)).merges
+    listed = list(parse_tokenizer(raw(document)).merges)
     document["model"]["merges"] = [" ".join(pair) for pair in pairs]
 
-    assert parse_tokenizer(raw(document)).merges == listed
+    assert list(parse_tokenizer(raw(document)).merges) == listed
     assert listed[0].count(" ") == 1
+
+
+def test_a_token_that_was_added_for_an_id_of_the_vocabulary_counts(document: dict[str, Any]) -> None:
+    document["added_tokens"].append(added("<|mine|>", special=True) | {"id": 300})
+    plain = {index: text for text, index in document["model"]["vocab"].items()}
+
+    tokenizer = parse_tokenizer(raw(document))
+
+    assert tokenizer.tokens[300] == "<|mine|>"
+    assert tokenizer.id_of("<|mine|>") == 300
+    assert dict(tokenizer.tokens) == plain | {token["id"]: token["content"] for token in document["added_tokens"]}
 
 
 def test_a_post_processor_that_puts_a_token_first_is_read(document: dict[str, Any]) -> None:
