@@ -72,7 +72,7 @@ def test_a_required_tool_is_called_in_a_stream_with_its_arguments_in_pieces(sdk:
         ({"n": 99}, "n"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "mul"}}}, "tool_choice"),
         ({"stream_options": {"include_usage": "yes"}}, "include_usage"),
-        ({"extra_body": {"prompt_logprobs": 1}}, "prompt_logprobs"),
+        ({"stream": True, "extra_body": {"prompt_logprobs": 1}}, "prompt_logprobs"),
     ],
 )
 def test_an_error_names_its_parameter_in_openai_s_shape(sdk: openai.OpenAI, asked: Any, param: str) -> None:

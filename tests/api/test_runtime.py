@@ -143,11 +143,24 @@ def test_openai_log_probabilities_have_as_many_alternatives_as_asked(ask: Any, t
     assert all(len(entry) <= top for entry in found["top_logprobs"])
 
 
-@pytest.mark.parametrize("body", [{"messages": MESSAGES}, {"prompt": "x"}])
-def test_prompt_log_probabilities_are_refused_by_name(runtime: Any, model: str, body: dict[str, Any]) -> None:
-    asked = json.dumps({**body, "max_tokens": 2, "prompt_logprobs": 1})
+def test_a_prompt_s_own_tokens_have_log_probabilities_in_vllm_s_form(ask: Any) -> None:
+    chat = ask(messages=MESSAGES, max_tokens=2, prompt_logprobs=2)
+    text = ask(prompt="for each record", max_tokens=2, n=2, prompt_logprobs=0)
 
-    assert "prompt_logprobs" in refused(runtime, "invoke_model", modelId=model, body=asked)
+    for answer, found in ((chat, chat["prompt_logprobs"]), (text, text["choices"][1]["prompt_logprobs"])):
+        assert len(found) == answer["usage"]["prompt_tokens"]
+        assert found[0] is None
+        assert all(entry["logprob"] < 0 for row in found[1:] for entry in row.values())
+    assert "".join(next(iter(row.values()))["decoded_token"] for row in text["choices"][0]["prompt_logprobs"][1:]) in (
+        "for each record"
+    )
+    assert all(len(row) in (2, 3) for row in chat["prompt_logprobs"][1:])
+
+
+def test_a_streamed_answer_has_no_prompt_log_probabilities(runtime: Any, model: str) -> None:
+    body = json.dumps({"prompt": "x", "max_tokens": 2, "prompt_logprobs": 1})
+
+    assert "prompt_logprobs" in refused(runtime, "invoke_model_with_response_stream", modelId=model, body=body)
 
 
 # -- constraints ----------------------------------------------------------------------------------

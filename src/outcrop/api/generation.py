@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from msgspec import structs
 
 from outcrop.api.holding import Patience
-from outcrop.errors import EngineFault, ServiceError
+from outcrop.errors import EngineFault, InvalidRequest, ServiceError
 from outcrop.inference.answer import Timings
 from outcrop.inference.canonical import Chunk, Completion, GenerateRequest, Usage
 from outcrop.serving.catalogue import Served
@@ -101,6 +101,10 @@ class Generation:
         self, served: Served, request: GenerateRequest, measured: Measured
     ) -> AsyncGenerator[list[Chunk], None]:
         """The answer's chunks; returns only when the first are there, so that earlier failures are plain errors."""
+        if "prompt_logprobs" in request.body:  # as vLLM says of them
+            raise InvalidRequest(
+                "prompt_logprobs are not available when the answer is streamed.", param="prompt_logprobs"
+            )
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 lease = await self._acquire(served, request, measured, self._settings.stream_hold_limit_s)

@@ -16,8 +16,8 @@ import msgspec
 from outcrop.engines.base import CopySpec, Endpoint
 from outcrop.engines.llama_cpp import LlamaCpp
 from outcrop.engines.llama_cpp_request import CHAT, COMPLETION, Plan, alternatives
-from outcrop.errors import BadSetting, EngineFault
-from outcrop.inference.canonical import GenerateRequest
+from outcrop.errors import BadSetting, EngineFault, InvalidRequest
+from outcrop.inference.canonical import Completion, GenerateRequest
 
 NAME = "custom"
 
@@ -61,9 +61,19 @@ class Custom(LlamaCpp):
         path = CHAT if request.kind == "chat" else COMPLETION
         return Plan(path, body, choices=request.body.get("n") or 1, top_logprobs=alternatives(request))
 
+    async def _with_prompt_logprobs(self, endpoint: Endpoint, how: Plan, whole: Completion, top: int) -> Completion:
+        if whole.prompt_logprobs is None:
+            raise InvalidRequest(
+                "This model's engine answered without prompt_logprobs; leave it out.", param="prompt_logprobs"
+            )
+        return whole
+
     async def count_tokens(self, endpoint: Endpoint, request: GenerateRequest) -> int:
         """What the engine says it read when it is asked for one token: the OpenAI API has no cheaper way."""
-        dropped = ("n", "max_tokens", "max_completion_tokens", "response_format", "structured_outputs")
+        dropped = (
+            *("n", "max_tokens", "max_completion_tokens", "response_format", "structured_outputs"),
+            "prompt_logprobs",
+        )
         body = {key: value for key, value in request.body.items() if key not in dropped}
         one = await self.complete(endpoint, GenerateRequest(kind=request.kind, body=body | {"max_tokens": 1}))
         return one.usage.prompt_tokens

@@ -7,6 +7,7 @@ import sys
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,7 +17,8 @@ from outcrop.engines import http1
 from outcrop.engines.answer_text import Piece
 from outcrop.engines.base import CopySpec, Endpoint
 from outcrop.engines.choices import all_or_first_error, merged
-from outcrop.engines.llama_cpp_request import CHAT, PLAIN, Plan, Template, plan, read_template
+from outcrop.engines.llama_cpp_request import CHAT, PLAIN, TEMPLATE_FIELDS, Plan, Template, plan, read_template
+from outcrop.engines.prompt_logprobs import prompt_logprobs
 from outcrop.engines.tool_text import joined
 from outcrop.errors import EngineFault, EngineTimeout, InvalidRequest, PromptTooLong, ServiceError
 from outcrop.inference.canonical import Choice, Chunk, Completion, GenerateRequest, Usage
@@ -58,6 +60,7 @@ class _Choice(msgspec.Struct):
     delta: _Message | None = None
     finish_reason: str | None = None
     logprobs: Any = None
+    prompt_logprobs: list[Any] | None = None
 
 
 class _Error(msgspec.Struct):
@@ -82,6 +85,7 @@ class _Answer(msgspec.Struct):
     usage: _Usage | None = None
     error: _Error | None = None
     verbose: _Verbose | None = msgspec.field(default=None, name="__verbose")
+    prompt_logprobs: list[Any] | None = None
 
 
 class _Tokens(msgspec.Struct):
@@ -140,6 +144,12 @@ class LlamaCpp:
 
     async def complete(self, endpoint: Endpoint, request: GenerateRequest) -> Completion:
         how = await self._plan(endpoint, request)
+        whole = await self._complete_choices(endpoint, how)
+        top = request.body.get("prompt_logprobs")
+        # Afterwards, so that the answer is the same with and without them.
+        return whole if top is None else await self._with_prompt_logprobs(endpoint, how, whole, top)
+
+    async def _complete_choices(self, endpoint: Endpoint, how: Plan) -> Completion:
         if how.choices == 1:
             return await self._complete(endpoint, how, 0)
         # Each choice is a request of its own: the engine would count the tokens of one only.
@@ -147,7 +157,26 @@ class LlamaCpp:
         return Completion(
             choices=[whole.choices[0] for whole in each],
             usage=Usage(each[0].usage.prompt_tokens, sum(whole.usage.completion_tokens for whole in each)),
+            prompt_logprobs=each[0].prompt_logprobs,
         )
+
+    async def _with_prompt_logprobs(self, endpoint: Endpoint, how: Plan, whole: Completion, top: int) -> Completion:
+        tokens = await self._prompt_tokens(endpoint, how)
+        if len(tokens) != whole.usage.prompt_tokens:
+            raise EngineFault(f"the engine read {whole.usage.prompt_tokens} tokens of a prompt of {len(tokens)}")
+        (writable, *_) = await self.tokenize(endpoint, "a")
+        ask = partial(self._ask, endpoint, reuse=False)
+        found = await prompt_logprobs(ask, tokens, top, writable=writable)
+        return structs.replace(whole, prompt_logprobs=found)
+
+    async def _prompt_tokens(self, endpoint: Endpoint, how: Plan) -> list[int]:
+        """What the engine reads for *how*."""
+        if how.path == CHAT:
+            template = {key: how.body[key] for key in TEMPLATE_FIELDS if key in how.body}
+            prompt: str | list[int] = await self._rendered(endpoint, template)
+        else:
+            prompt = how.body["prompt"]
+        return prompt if isinstance(prompt, list) else await self.tokenize(endpoint, prompt, add_special=True)
 
     async def _complete(self, endpoint: Endpoint, how: Plan, index: int) -> Completion:
         async with self._ask(endpoint, how.path, how.of_choice(index) | {"stream": False}) as response:
@@ -157,7 +186,8 @@ class LlamaCpp:
         if answer.usage is None or not answer.choices:
             raise EngineFault("the engine's answer has no token counts")
         usage = Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens)
-        return Completion(choices=[_whole_choice(answer, how, index)], usage=usage)
+        said = answer.prompt_logprobs or answer.choices[0].prompt_logprobs  # of an engine that knows the field
+        return Completion(choices=[_whole_choice(answer, how, index)], usage=usage, prompt_logprobs=said)
 
     def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[list[Chunk], None]:
         is_one = (request.body.get("n") or 1) == 1
@@ -215,8 +245,7 @@ class LlamaCpp:
         if how.path == CHAT:
             async with self._ask(endpoint, CHAT + "/input_tokens", how.body) as response:
                 return _read(_decode_count, await response.read()).input_tokens
-        prompt = how.body["prompt"]
-        return len(prompt) if isinstance(prompt, list) else len(await self.tokenize(endpoint, prompt, add_special=True))
+        return len(await self._prompt_tokens(endpoint, how))
 
     async def _plan(self, endpoint: Endpoint, request: GenerateRequest) -> Plan:
         template = await self._template(endpoint) if request.kind == "chat" else PLAIN

@@ -22,7 +22,7 @@ PENALTY_WINDOW = 32768  # tokens that penalties look back on; llama.cpp's own 64
 
 # llama.cpp's own defaults (0.8, 40, 0.95, 0.05) would change what an untouched request means elsewhere.
 _NEUTRAL: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "cache_prompt": True}
-_TEMPLATE_FIELDS = ("messages", "tools", "chat_template_kwargs", "reasoning_effort")
+TEMPLATE_FIELDS = ("messages", "tools", "chat_template_kwargs", "reasoning_effort")
 _NOT_SENT = frozenset(
     {
         *("n", "logprobs", "top_logprobs", "prompt_logprobs", "return_tokens_as_token_ids", "repetition_penalty"),
@@ -87,10 +87,6 @@ class Plan(Struct, frozen=True):
 def plan(request: GenerateRequest, template: Template = PLAIN) -> Plan:
     """How to ask for *request*; raises InvalidRequest for what cannot be enforced."""
     wanted = request.body
-    if wanted.get("prompt_logprobs") is not None:
-        raise InvalidRequest(
-            "prompt_logprobs is not supported by this model's engine (llama.cpp); leave it out", param="prompt_logprobs"
-        )
     body: dict[str, Any] = {**_NEUTRAL, **{key: value for key, value in wanted.items() if key not in _NOT_SENT}}
     if "repetition_penalty" in wanted:
         body["repeat_penalty"] = wanted["repetition_penalty"]
@@ -121,7 +117,7 @@ def _chat(
 ) -> Plan:
     choice = wanted.get("tool_choice") or "auto"
     tools = wanted.get("tools") if choice != "none" else None
-    template = {key: wanted[key] for key in _TEMPLATE_FIELDS if key in wanted}
+    template = {key: wanted[key] for key in TEMPLATE_FIELDS if key in wanted}
     reading: type[Words | tool_text.ForcedCalls | tool_text.TaggedCalls] | None = Words if known.thinks else None
     if tools:
         if grammar is not None:
@@ -149,7 +145,7 @@ def _chat(
         if given["top_logprobs"] is not None:
             body |= {"logprobs": True, "top_logprobs": max(1, given["top_logprobs"])}
         return Plan(CHAT, body, **given)
-    for key in _TEMPLATE_FIELDS:
+    for key in TEMPLATE_FIELDS:
         body.pop(key, None)
     if grammar is not None:
         body["grammar"] = grammar

@@ -34,6 +34,7 @@ class Completion(Struct, frozen=True):
 
     choices: list[Choice]
     usage: Usage
+    prompt_logprobs: list[Any] | None = None  # vLLM's form: an object for each token of the prompt, null for the first
 
 
 class Chunk(Struct, frozen=True):

@@ -82,7 +82,7 @@ class OpenAIChat:
             "service_tier": None,
             "system_fingerprint": None,
             "usage": openai_usage(completion.usage),
-            "prompt_logprobs": None,
+            "prompt_logprobs": completion.prompt_logprobs,
             "prompt_token_ids": None,
             "kv_transfer_params": None,
         }

@@ -38,11 +38,12 @@ class OpenAICompletion:
         return GenerateRequest(kind="completion", body=fields.without_none(wanted))
 
     def encode(self, completion: Completion, ctx: AnswerContext) -> dict[str, Any]:
+        choices = [_choice(c.index, c.text, _logprobs(c.logprobs, 0), c.finish_reason) for c in completion.choices]
+        if completion.prompt_logprobs is not None:  # vLLM's place for them in this format
+            choices = [choice | {"prompt_logprobs": completion.prompt_logprobs} for choice in choices]
         return {
             **_head(ctx),
-            "choices": [
-                _choice(c.index, c.text, _logprobs(c.logprobs, 0), c.finish_reason) for c in completion.choices
-            ],
+            "choices": choices,
             "usage": openai_usage(completion.usage),
         }
 

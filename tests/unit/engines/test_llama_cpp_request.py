@@ -109,7 +109,6 @@ def test_an_answer_to_a_prompt_that_begins_a_thought_thinks_before_it_is_held_to
 @pytest.mark.parametrize(
     ("asked", "named"),
     [
-        (chat(prompt_logprobs=1), "prompt_logprobs"),
         (chat(tools=[TOOL], response_format=SCHEMA), "tools"),
         (completion(response_format=SCHEMA, structured_outputs={"regex": "a"}), "not both"),
     ],
