@@ -35,6 +35,7 @@ from outcrop.awswire.service import Router, Service
 from outcrop.engines.base import Engine
 from outcrop.engines.custom import Custom
 from outcrop.engines.llama_cpp import LlamaCpp
+from outcrop.engines.simulated import Simulated
 from outcrop.errors import BadSetting
 from outcrop.importing.jobs import Importer
 from outcrop.importing.weights import WeightStore, write_atomically
@@ -87,11 +88,10 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         registry = await asyncio.to_thread(Registry.open, settings.database)
         store = await asyncio.to_thread(WeightStore, settings.store)
         metrics = Metrics()
-        catalogue = Catalogue(settings, machine.memory_bytes())
+        engines = engines_of(settings)
+        by_name = {engine.name: engine for engine in engines}
+        catalogue = Catalogue(settings, machine.memory_bytes(), lambda spec: by_name[spec.engine].fitted(spec))
         catalogue.load(await asyncio.to_thread(registry.all_models))
-        engines: list[Engine] = [LlamaCpp(request_timeout_s=settings.request_timeout_s)]
-        if settings.custom_engine:
-            engines.append(Custom(settings.custom_engine, request_timeout_s=settings.request_timeout_s))
         records = ServingRecords(registry)
         fleet = Fleet(
             engines,
@@ -152,6 +152,23 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             is_ready = False
             # New requests are refused while running ones end; the listener closes after them.
             await fleet.close(settings.drain_s)
+
+
+def engines_of(settings: Settings) -> list[Engine]:
+    """The engines that *settings* make possible. Raises BadSetting for a model on one that they do not."""
+    timeout_s = settings.request_timeout_s
+    engines: list[Engine] = [LlamaCpp(request_timeout_s=timeout_s)]
+    if settings.custom_engine:
+        engines.append(Custom(settings.custom_engine, request_timeout_s=timeout_s))
+    engines.append(Simulated(settings.simulated, request_timeout_s=timeout_s))
+    names = [engine.name for engine in engines]
+    for model, name in settings.engine_by_model.items():
+        if name not in names:
+            raise BadSetting(
+                f"engine_by_model puts {model!r} on {name!r}; the engines here are {', '.join(names)} "
+                "(OUTCROP_ENGINE_BY_MODEL)"
+            )
+    return engines
 
 
 async def _remembered(records: ServingRecords, catalogue: Catalogue, fleet: Fleet, aliases: Aliases) -> None:

@@ -54,6 +54,23 @@ class ObjectStore(BaseModel):
         return secret
 
 
+class Simulated(BaseModel):
+    """The simulated engine: takes an engine's time and computes nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    calibration: str = Field(
+        default="qwen2.5-14b-h200", description="Name of a calibration of the package, or path of a JSON file with one."
+    )
+    start_s: float | None = Field(
+        default=None, ge=0, le=3600, description="Seconds that a start takes; default: the calibration's."
+    )
+    seed: int = Field(default=0, description="The same seed gives the same answers and lengths.")
+    speedup: float = Field(
+        default=1.0, gt=0, le=1000, description="How many times faster than the calibration all goes, starts included."
+    )
+
+
 class Settings(BaseSettings):
     """Settings of one server; immutable after the start."""
 
@@ -180,6 +197,17 @@ class Settings(BaseSettings):
         default=[],
         description="Names of the imported models that the custom engine runs, `*` for all; others run on llama.cpp.",
     )
+    engine_by_model: dict[str, str] = Field(
+        default={},
+        description="Engine by name of an imported model, `*` for all others (TOML: a table; variable: JSON). What is "
+        "not named here is on the custom engine where `custom_engine_models` says so, else chosen. `simulated` is "
+        "never chosen: it must be named.",
+    )
+    simulated: Simulated = Field(
+        default=Simulated(),
+        description="The simulated engine (TOML: `[simulated]`; variable: JSON): `calibration` (a name or a file), "
+        "`start_s`, `seed`, `speedup`. See the how-to on engines.",
+    )
     max_context_tokens: int = Field(
         default=0, ge=0, description="Cap on a model's context in tokens; 0 takes the checkpoint's own."
     )
@@ -254,6 +282,9 @@ class Settings(BaseSettings):
 
     def engine_of(self, model_name: str) -> str:
         """Name of the engine that runs the model *model_name*."""
+        named = self.engine_by_model.get(model_name) or self.engine_by_model.get("*")
+        if named:
+            return named
         is_custom = self.custom_engine and not {model_name, "*"}.isdisjoint(self.custom_engine_models)
         return "custom" if is_custom else "llama.cpp"
 

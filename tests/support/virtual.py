@@ -129,6 +129,9 @@ class FakeEngine:
         self._launcher = launcher
         self.token_s = token_s
 
+    def fitted(self, spec: CopySpec) -> CopySpec:
+        return spec
+
     def command(self, spec: CopySpec) -> list[str]:
         return ["engine"]
 

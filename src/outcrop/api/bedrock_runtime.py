@@ -58,7 +58,7 @@ class BedrockRuntime:
         self.handlers: dict[str, Handler] = {name: getattr(self, method) for name, method in OPERATIONS.items()}
 
     async def invoke(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> Response:
-        served = self._catalogue.find(principal.account, params["modelId"])
+        served = self._find(params, principal, measured)
         body = _json_body(params.get("body", b""))
         guardrails.refuse_unknown(params.get("guardrailIdentifier"), params.get("guardrailVersion"), body)
         dialect = dialect_for(body, served.facts.dialect)
@@ -75,7 +75,7 @@ class BedrockRuntime:
         return Response(200, headers, msgspec.json.encode(answer))
 
     async def invoke_stream(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> Stream:
-        served = self._catalogue.find(principal.account, params["modelId"])
+        served = self._find(params, principal, measured)
         body = _json_body(params.get("body", b""))
         guardrails.refuse_unknown(params.get("guardrailIdentifier"), params.get("guardrailVersion"), body)
         dialect = dialect_for(body, served.facts.dialect)
@@ -118,7 +118,7 @@ class BedrockRuntime:
     def _converse(
         self, params: Mapping[str, Any], principal: Principal, measured: Measured
     ) -> tuple[Served, GenerateRequest, ConverseContext]:
-        served = self._catalogue.find(principal.account, params["modelId"])
+        served = self._find(params, principal, measured)
         config = params.get("guardrailConfig") or {}
         guardrails.refuse_unknown(config.get("guardrailIdentifier"), config.get("guardrailVersion"), {})
         request = converse.decode(params, served.facts)
@@ -126,7 +126,7 @@ class BedrockRuntime:
 
     async def count_tokens(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> dict[str, Any]:
         """Counts as the engine does: it renders the chat template and tokenizes, and generates nothing."""
-        served = self._catalogue.find(principal.account, params["modelId"])
+        served = self._find(params, principal, measured)
         wanted = params["input"]
         if "invokeModel" in wanted:
             body = _json_body(wanted["invokeModel"]["body"])
@@ -136,6 +136,11 @@ class BedrockRuntime:
         else:
             raise InvalidRequest('input must hold "invokeModel" or "converse"', param="input")
         return {"inputTokens": await self._generation.count_tokens(served, request, measured)}
+
+    def _find(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> Served:
+        served = self._catalogue.find(principal.account, params["modelId"])
+        measured.of_engine(served.spec.engine)
+        return served
 
     async def _when_ready(
         self,

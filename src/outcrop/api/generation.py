@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msgspec import structs
 
@@ -33,6 +33,7 @@ class Measured:
     request_id: str
     created: int  # seconds since the epoch
     patience: Patience | None = None
+    notes: list[tuple[str, str]] = field(default_factory=list)  # headers of the answer
     held_s: float = 0.0
     engine_s: float = 0.0
     first_byte_at: float | None = None
@@ -40,6 +41,10 @@ class Measured:
     def timings(self) -> Timings:
         first = None if self.first_byte_at is None else round((self.first_byte_at - self.started) * 1000)
         return Timings(round((time.perf_counter() - self.started) * 1000), first)
+
+    def of_engine(self, engine: str) -> None:
+        """Say in the answer which engine made it; a simulated answer must not pass for a real one."""
+        self.notes.append(("x-outcrop-engine", engine))
 
     def gateway_ms(self) -> float:
         """What this server added: all but waiting for a copy and for the engine."""

@@ -29,7 +29,7 @@ _STALL_S = 60  # longest wait for the next part of a body
 class Request:
     """One HTTP request. Header names are lower case; *raw_path* is as it came over the wire."""
 
-    __slots__ = ("_headers", "_receive", "headers", "method", "query", "raw_path", "request_id", "started")
+    __slots__ = ("_headers", "_receive", "headers", "method", "notes", "query", "raw_path", "request_id", "started")
 
     def __init__(self, scope: dict[str, Any], receive: Receive) -> None:
         self.method: str = scope["method"]
@@ -38,6 +38,7 @@ class Request:
         self.headers: list[tuple[bytes, bytes]] = scope["headers"]
         self.request_id = str(uuid.uuid4())
         self.started = time.perf_counter()
+        self.notes: list[tuple[str, str]] = []  # headers that its answer gets, whatever the answer is
         self._receive = receive
         self._headers: dict[str, str] | None = None
 

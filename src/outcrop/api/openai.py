@@ -52,6 +52,7 @@ class OpenAI:
         """Answer ``/v1/chat/completions`` (*kind* ``chat``) or ``/v1/completions``."""
         body = decode_object(raw, "The body is not valid JSON")
         served = self._find(body, principal)
+        measured.of_engine(served.spec.engine)
         dialect = self._chat if kind == "chat" else self._completion
         request = dialect.decode(body, served.facts)
         context = AnswerContext(

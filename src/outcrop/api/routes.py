@@ -116,6 +116,7 @@ class Gateway:
         except Exception:
             log.exception("a request hit a defect", request_id=request.request_id)
             response = to_wire(_DEFECT)
+        response.headers = [*response.headers, *request.notes]
         try:
             await respond(response, request.request_id, send)
         except Exception:
@@ -211,4 +212,5 @@ def _measured(request: Request, principal: Principal, size_bytes: int) -> Measur
         request_id=request.request_id,
         created=int(time.time()),
         patience=patience(request.header_map(), principal, size_bytes),
+        notes=request.notes,
     )

@@ -18,6 +18,7 @@ from outcrop.checkpoints.quantisation import Quantisation
 from outcrop.checkpoints.rope import original_context, rope, rope_kind, rotated_size
 
 LLAMA_CPP = "llama.cpp"
+SIMULATED = "simulated"  # takes an engine's time and reads nothing
 CUSTOM = "custom"  # a command that the operator configured; it reads the checkpoint as it is
 HARDWARE: Mapping[str, str] = {
     LLAMA_CPP: "CPU",
@@ -101,6 +102,8 @@ def _obstacle(
     tokenizer_obstacle: str | None,
     available: Available,
 ) -> str | None:
+    if engine == SIMULATED:
+        return None
     said = available.architectures.get(engine)
     if said is None and engine == CUSTOM:
         return None  # its command is the operator's word

@@ -30,6 +30,7 @@ class CopySpec(Struct, frozen=True):
     engine: str = "llama.cpp"  # which of the server's engines runs it
     weight_bytes: int = 0  # mapped from the artefact, shared by its copies
     kv_bytes: int = 0  # the key-value cache of all slots
+    start_s: float = 0.0  # what the engine's own start is known to take, beside the weights; deadlines allow for it
 
 
 class Engine(Protocol):
@@ -44,6 +45,10 @@ class Engine(Protocol):
     @property
     def can_tokenize(self) -> bool:
         """Whether ``tokenize`` answers; the proof run compares tokens only then."""
+        ...
+
+    def fitted(self, spec: CopySpec) -> CopySpec:
+        """*spec* as this engine runs it: what it takes of the machine, how many requests at a time."""
         ...
 
     def command(self, spec: CopySpec) -> list[str]:

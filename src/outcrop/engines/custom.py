@@ -22,44 +22,27 @@ from outcrop.inference.canonical import Completion, GenerateRequest
 NAME = "custom"
 
 
-class Custom(LlamaCpp):
-    """Client and command of a server that somebody else wrote.
+class OpenAIServer(LlamaCpp):
+    """Client of a server that speaks the OpenAI API and nothing else that we know of.
 
     A llama.cpp copy is asked through the OpenAI API as well, so its client serves here; what llama.cpp alone
     understands is left out.
     """
 
-    name = NAME
     can_tokenize = False
-
-    def __init__(self, command: str, *, request_timeout_s: float) -> None:
-        super().__init__(request_timeout_s=request_timeout_s)
-        try:
-            self._argv = shlex.split(command)
-        except ValueError as exc:
-            raise BadSetting(f"custom_engine={command!r} cannot be split into words: {exc}") from exc
-        if not any("{port}" in word for word in self._argv):
-            raise BadSetting(
-                f"custom_engine={command!r} does not say where the port goes; write {{port}} (OUTCROP_CUSTOM_ENGINE)"
-            )
-
-    def command(self, spec: CopySpec) -> list[str]:
-        return [sys.executable, "-P", "-m", "outcrop.engines.custom_child"]
-
-    def child_config(self, spec: CopySpec, secret: str) -> bytes:
-        checkpoint = str(spec.artifact.parent / "checkpoint")
-        argv = [word.replace("{model}", checkpoint) for word in self._argv]
-        return msgspec.json.encode({"argv": argv, "secret": secret}) + b"\n"
 
     async def is_ready(self, endpoint: Endpoint) -> bool:
         status = await self._answers(endpoint, "/health")
         return (await self._answers(endpoint, "/v1/models") if status == 404 else status) == 200
 
-    async def _plan(self, endpoint: Endpoint, request: GenerateRequest) -> Plan:
+    def planned(self, request: GenerateRequest) -> Plan:
         """The canonical body as it is: it has OpenAI's field names, and vLLM's where OpenAI has none."""
         body = {key: value for key, value in request.body.items() if key != "n"}
         path = CHAT if request.kind == "chat" else COMPLETION
         return Plan(path, body, choices=request.body.get("n") or 1, top_logprobs=alternatives(request))
+
+    async def _plan(self, endpoint: Endpoint, request: GenerateRequest) -> Plan:
+        return self.planned(request)
 
     async def _with_prompt_logprobs(self, endpoint: Endpoint, how: Plan, whole: Completion, top: int) -> Completion:
         if whole.prompt_logprobs is None:
@@ -80,3 +63,28 @@ class Custom(LlamaCpp):
 
     async def tokenize(self, endpoint: Endpoint, text: str, *, add_special: bool = False) -> list[int]:
         raise EngineFault("the OpenAI API has no tokenizer to ask")
+
+
+class Custom(OpenAIServer):
+    """Client and command of a server that somebody else wrote."""
+
+    name = NAME
+
+    def __init__(self, command: str, *, request_timeout_s: float) -> None:
+        super().__init__(request_timeout_s=request_timeout_s)
+        try:
+            self._argv = shlex.split(command)
+        except ValueError as exc:
+            raise BadSetting(f"custom_engine={command!r} cannot be split into words: {exc}") from exc
+        if not any("{port}" in word for word in self._argv):
+            raise BadSetting(
+                f"custom_engine={command!r} does not say where the port goes; write {{port}} (OUTCROP_CUSTOM_ENGINE)"
+            )
+
+    def command(self, spec: CopySpec) -> list[str]:
+        return [sys.executable, "-P", "-m", "outcrop.engines.custom_child"]
+
+    def child_config(self, spec: CopySpec, secret: str) -> bytes:
+        checkpoint = str(spec.artifact.parent / "checkpoint")
+        argv = [word.replace("{model}", checkpoint) for word in self._argv]
+        return msgspec.json.encode({"argv": argv, "secret": secret}) + b"\n"

@@ -25,6 +25,7 @@ from outcrop.inference.canonical import Choice, Chunk, Completion, GenerateReque
 
 T = TypeVar("T")
 
+NAME = "llama.cpp"
 MOST_SLOTS = 32
 MOST_TEMPLATES = 256  # copies whose templates are remembered; an older one is asked again
 _CONNECT_TIMEOUT_S = 10.0
@@ -116,13 +117,16 @@ _encode = msgspec.json.Encoder().encode
 class LlamaCpp:
     """Client of all llama.cpp copies. Make it inside the event loop that uses it."""
 
-    name = "llama.cpp"
+    name = NAME
     can_tokenize = True
 
     def __init__(self, *, request_timeout_s: float) -> None:
         self._request_timeout_s = request_timeout_s
         self._http: http1.Client | None = None
         self._templates: dict[Endpoint, Template] = {}
+
+    def fitted(self, spec: CopySpec) -> CopySpec:
+        return spec
 
     def command(self, spec: CopySpec) -> list[str]:
         # -P: a file in the working directory must not shadow a module.

@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 from msgspec import structs
 
-from outcrop.checkpoints.engines import CPU_ONLY, LLAMA_CPP, Available
+from outcrop.checkpoints.engines import LLAMA_CPP, Available
 from outcrop.checkpoints.inspect import Checkpoint
 from outcrop.checkpoints.problems import CheckpointRejected, Problem
 from outcrop.engines.base import CopySpec
@@ -282,8 +282,9 @@ class Importer:
 
     async def _engines_for(self, job: ImportJob) -> Available:
         """The engines that may serve the job's model; what the custom one's vLLM serves is asked once."""
-        if self._settings.engine_of(job.model_name) != CUSTOM:
-            return CPU_ONLY
+        name = self._settings.engine_of(job.model_name)
+        if name != CUSTOM:
+            return Available(names=frozenset({name}))
         if self._settings.vllm_python and self._architectures is None:
             self._architectures = await vllm_architectures(self._settings.vllm_python)
         asked = {CUSTOM: self._architectures} if self._architectures is not None else {}

@@ -85,7 +85,7 @@ class BringUp:
         return Path(self._settings.logs) / "copies"
 
     def _deadline_s(self, spec: CopySpec, known: ColdStarts) -> float:
-        return self._settings.start_deadline_s or known.deadline_s(spec.weight_bytes)
+        return self._settings.start_deadline_s or known.deadline_s(spec.weight_bytes, spec.start_s)
 
 
 def tier_of(spec: CopySpec) -> Tier:

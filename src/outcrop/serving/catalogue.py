@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from msgspec import Struct
 
 from outcrop.engines.base import CopySpec
-from outcrop.engines.custom import NAME as CUSTOM
+from outcrop.engines.llama_cpp import NAME as LLAMA_CPP
 from outcrop.engines.llama_cpp import default_slots
 from outcrop.errors import EngineMissing, ModelNotFound
 from outcrop.ids import imported_model_arn, imported_model_id
@@ -29,10 +29,14 @@ class Served(Struct, frozen=True):
 
 
 class Catalogue:
-    """Imported models by ARN, id and name, within an account. Owned by the event loop."""
+    """Imported models by ARN, id and name, within an account. Owned by the event loop.
 
-    def __init__(self, settings: Settings, memory_bytes: int) -> None:
+    *fitted*: a spec as the engine that it names runs it.
+    """
+
+    def __init__(self, settings: Settings, memory_bytes: int, fitted: Callable[[CopySpec], CopySpec]) -> None:
         self._settings = settings
+        self._fitted = fitted
         self._memory_bytes = memory_bytes
         self._by_key: dict[tuple[str, str], Served] = {}
         self._kept: dict[tuple[str, str], ImportedModel] = {}  # no engine here serves these
@@ -43,7 +47,7 @@ class Catalogue:
             self.add(record)
 
     def add(self, record: ImportedModel) -> None:
-        if record.facts["engine"] is None and self._settings.engine_of(record.model_name) != CUSTOM:
+        if record.facts["engine"] is None and self._settings.engine_of(record.model_name) == LLAMA_CPP:
             self._kept[record.account, record.model_id] = self._kept[record.account, record.model_name] = record
             return
         served = Served(record, self.facts(record), self.spec(record))
@@ -117,7 +121,7 @@ class Catalogue:
         slots = self._settings.slots or default_slots(context, record.facts["kv_bytes_per_token"], self._memory_bytes)
         weight_bytes = record.facts.get("artifact_bytes", record.facts["weight_bytes"])
         kv_f32 = record.facts.get("artifact_dtype") == "f32" and weight_bytes <= SMALL_ARTIFACT_BYTES
-        return CopySpec(
+        spec = CopySpec(
             model_id=record.model_id,
             artifact=Path(self._settings.store) / record.artifact,
             context_tokens=context,
@@ -129,6 +133,7 @@ class Catalogue:
             # kv_bytes_per_token counts two bytes a value
             kv_bytes=context * slots * record.facts["kv_bytes_per_token"] * (2 if kv_f32 else 1),
         )
+        return self._fitted(spec)
 
     def _context(self, record: ImportedModel) -> int:
         own: int = record.facts["context_tokens"]

@@ -48,13 +48,13 @@ class Landlord:
         live = [(other, copy) for other in models for copy in other.copies if copy.state not in ENDED]
         staying = [(other, copy) for other, copy in live if copy.state is not State.DRAINING]
         is_first = not any(other is model for other, _ in staying)
-        least = self._threads or 1
+        least = (self._threads or 1) if model.spec.threads else 0  # an engine that computes elsewhere takes no core
         # Room that a model has waited for longer is its own: it counts as taken, and not as this one's to fill.
         ahead = [other.spec for other in models if other is not model and _waits_longer(other, model)]
         if ahead and self._missing(model, live, least, ahead) != (0, 0):
             return Plan(may_start=False)
         if self._missing(model, live, least) == (0, 0) or not live:
-            return Plan(may_start=True, threads=self._threads or self._share(live))
+            return Plan(may_start=True, threads=least and (self._threads or self._share(live)))
         missing_bytes, missing_threads = self._missing(model, staying, least)
         if (missing_bytes, missing_threads) == (0, 0):
             return Plan(may_start=False)  # what drains now will be enough
@@ -82,7 +82,7 @@ class Landlord:
         self, model: Model, beside: Sequence[tuple[Model, Copy]], least: int, ahead: Sequence[CopySpec] = ()
     ) -> tuple[int, int]:
         specs = [*(copy.spec for _, copy in beside), *ahead]
-        threads = least - (self._cores - sum(spec.threads for spec in specs))
+        threads = least - (self._cores - sum(spec.threads for spec in specs)) if least else 0
         return max(0, self._missing_bytes(model.spec, specs)), max(0, threads)
 
     def _share(self, live: Sequence[tuple[Model, Copy]]) -> int:

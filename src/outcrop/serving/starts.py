@@ -45,9 +45,12 @@ class ColdStarts:
         other = Tier.DISK if tier is Tier.CACHED else Tier.CACHED
         return self.known(tier) or self.known(other) or FIRST_GUESS_S
 
-    def deadline_s(self, weight_bytes: int) -> float:
-        """Longest start that is not a fault: ten times the slowest that was seen, and time to read every byte."""
-        slowest = max((max(seen) for seen in self._seen.values() if seen), default=FIRST_GUESS_S)
+    def deadline_s(self, weight_bytes: int, start_s: float = 0.0) -> float:
+        """Longest start that is not a fault: ten times the slowest that was seen, and time to read every byte.
+
+        *start_s*: what the engine's own start is known to take before one was seen.
+        """
+        slowest = max((max(seen) for seen in self._seen.values() if seen), default=max(FIRST_GUESS_S, start_s))
         return max(LEAST_DEADLINE_S, 10 * slowest) + weight_bytes / SLOWEST_READ_BYTES_PER_S
 
 
