@@ -28,6 +28,7 @@ from outcrop.api.admin import Admin
 from outcrop.api.bedrock import Bedrock
 from outcrop.api.bedrock_runtime import BedrockRuntime
 from outcrop.api.generation import Generation
+from outcrop.api.observability import Observability
 from outcrop.api.openai import OpenAI
 from outcrop.api.operations import Operations
 from outcrop.api.routes import Gateway
@@ -52,6 +53,8 @@ from outcrop.serving.starts import Tier
 from outcrop.settings import Settings
 from outcrop.telemetry import logs
 from outcrop.telemetry.metrics import Metrics
+from outcrop.telemetry.recorder import Recorder
+from outcrop.telemetry.request_log import RequestLog
 
 log = structlog.get_logger(__name__)
 
@@ -87,10 +90,14 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         credentials = load_or_create(settings.home, settings.account, settings.region)
         registry = await asyncio.to_thread(Registry.open, settings.database)
         store = await asyncio.to_thread(WeightStore, settings.store)
-        metrics = Metrics()
         engines = engines_of(settings)
         by_name = {engine.name: engine for engine in engines}
         catalogue = Catalogue(settings, machine.memory_bytes(), lambda spec: by_name[spec.engine].fitted(spec))
+        metrics = Metrics(catalogue.name_of, lambda: (name for _, name in catalogue.by_id()))
+        requests = RequestLog(
+            settings.logs / "requests.jsonl", most_bytes=settings.request_log_bytes, kept=settings.request_records
+        )
+        recorder = Recorder(metrics, requests, slow_s=settings.slow_request_s)
         catalogue.load(await asyncio.to_thread(registry.all_models))
         records = ServingRecords(registry)
         fleet = Fleet(
@@ -101,7 +108,9 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             cores=settings.cpu_cores or machine.cores(),
             on_start=lambda model_id, tier, seconds: _in_background(records.add_start, model_id, tier, seconds),
             model_count=catalogue.count,
+            events=metrics,
         )
+        metrics.watch(lambda: fleet.readings(catalogue.by_id()))
         aliases = Aliases(catalogue=catalogue, fleet=fleet, records=records)
         await _remembered(records, catalogue, fleet, aliases)
 
@@ -112,7 +121,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         importer = Importer(
             settings=settings, registry=registry, store=store, fleet=fleet, spec=catalogue.spec, on_model=on_model
         )
-        generation = Generation(fleet, settings, metrics)
+        generation = Generation(fleet, settings, recorder)
         is_ready = False
         gateway = Gateway(
             authenticator=Authenticator(credentials.store(), region=settings.region, now=lambda: datetime.now(UTC)),
@@ -131,12 +140,14 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             operations=Operations(
                 catalogue=catalogue, fleet=fleet, aliases=aliases, records=records, settings=settings
             ),
-            metrics=metrics,
+            observability=Observability(recorder=recorder, catalogue=catalogue, fleet=fleet),
+            recorder=recorder,
             max_body_bytes=settings.max_body_bytes,
             is_ready=lambda: is_ready,
         )
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(registry.close)
+            undo.push_async_callback(_ended, asyncio.create_task(requests.run(), name="request-log"))
             for engine in engines:
                 undo.push_async_callback(engine.aclose)
             await fleet.start()
@@ -169,6 +180,11 @@ def engines_of(settings: Settings) -> list[Engine]:
                 "(OUTCROP_ENGINE_BY_MODEL)"
             )
     return engines
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _remembered(records: ServingRecords, catalogue: Catalogue, fleet: Fleet, aliases: Aliases) -> None:

@@ -96,6 +96,22 @@ class Settings(BaseSettings):
     )
     log_json: bool = Field(default=False, description="Log one JSON object a line instead of text for people.")
 
+    slow_request_s: float = Field(
+        default=5.0,
+        ge=0,
+        description="Wait in s for a copy, a slot or the first token from which a request is logged with where its "
+        "time went; 0 logs every request. One that engine or server failed always is.",
+    )
+    request_records: int = Field(
+        default=5000, ge=1, le=1_000_000, description="Records of ended requests kept in memory (about 1 kB each)."
+    )
+    request_log_bytes: int = Field(
+        default=64 << 20,
+        ge=0,
+        description="Bytes of the files logs/requests.jsonl and .1, which keep more of them (`outcrop trace`); the "
+        "oldest go first. 0 writes no file.",
+    )
+
     max_body_bytes: int = Field(
         default=25_000_000, ge=1_000, description="Largest request body; over it the request is refused."
     )

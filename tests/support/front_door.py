@@ -29,6 +29,8 @@ from outcrop.awswire.eventstream import encode_chunk
 from outcrop.awswire.service import Router, Service
 from outcrop.settings import Settings
 from outcrop.telemetry.metrics import Metrics
+from outcrop.telemetry.recorder import Recorder
+from outcrop.telemetry.request_log import RequestLog
 
 KEY, SECRET, BEARER = "AKIAABCDEFGHIJKLMNOP", "s" * 40, "bearer-key"
 _ME = Principal("000000000000", "arn:aws:iam::000000000000:user/me")
@@ -104,7 +106,7 @@ class FrontDoor:
             "router": Router([Service("bedrock"), Service("bedrock-runtime")]),
             "bedrock": SimpleNamespace(handlers={}),
             "runtime": self.runtime,
-            "metrics": Metrics(),
+            "recorder": Recorder(Metrics(), RequestLog(None, most_bytes=0, kept=10), slow_s=5),
             "max_body_bytes": self.settings.max_body_bytes,
             "is_ready": lambda: True,
         }

@@ -140,6 +140,7 @@ class BedrockRuntime:
     def _find(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> Served:
         served = self._catalogue.find(principal.account, params["modelId"])
         measured.of_engine(served.spec.engine)
+        measured.of_model(served.facts.name, served.facts.model_id)
         return served
 
     async def _when_ready(

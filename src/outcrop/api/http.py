@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 from outcrop.access.authenticate import merge
 from outcrop.errors import BodyTooLarge, MalformedBody
+from outcrop.telemetry.requests import RequestFacts
 
-Headers = Sequence[tuple[str, str]]
+Headers = list[tuple[str, str]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -29,7 +30,18 @@ _STALL_S = 60  # longest wait for the next part of a body
 class Request:
     """One HTTP request. Header names are lower case; *raw_path* is as it came over the wire."""
 
-    __slots__ = ("_headers", "_receive", "headers", "method", "notes", "query", "raw_path", "request_id", "started")
+    __slots__ = (
+        "_headers",
+        "_receive",
+        "facts",
+        "headers",
+        "method",
+        "notes",
+        "query",
+        "raw_path",
+        "request_id",
+        "started",
+    )
 
     def __init__(self, scope: dict[str, Any], receive: Receive) -> None:
         self.method: str = scope["method"]
@@ -39,6 +51,7 @@ class Request:
         self.request_id = str(uuid.uuid4())
         self.started = time.perf_counter()
         self.notes: list[tuple[str, str]] = []  # headers that its answer gets, whatever the answer is
+        self.facts: RequestFacts | None = None  # of a request for inference
         self._receive = receive
         self._headers: dict[str, str] | None = None
 

@@ -53,6 +53,7 @@ class OpenAI:
         body = decode_object(raw, "The body is not valid JSON")
         served = self._find(body, principal)
         measured.of_engine(served.spec.engine)
+        measured.of_model(served.facts.name, served.facts.model_id)
         dialect = self._chat if kind == "chat" else self._completion
         request = dialect.decode(body, served.facts)
         context = AnswerContext(

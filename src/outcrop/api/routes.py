@@ -19,6 +19,7 @@ from outcrop.api.bedrock_runtime import EVENT_STREAM, BedrockRuntime
 from outcrop.api.generation import Measured
 from outcrop.api.holding import patience
 from outcrop.api.http import ClientGone, Receive, Request, Response, Send, Stream, respond, while_connected
+from outcrop.api.observability import Observability
 from outcrop.api.openai import OpenAI
 from outcrop.api.operations import Operations
 from outcrop.api.refusals import REFUSED_FOR_IMPORTED_MODELS, refusal
@@ -27,7 +28,8 @@ from outcrop.awswire.parse import request as parse_request
 from outcrop.awswire.serialize import serialize_response
 from outcrop.awswire.service import Router
 from outcrop.errors import EngineFault, MalformedBody, NotFound, ServiceError, ServiceFault, UnknownOperation
-from outcrop.telemetry.metrics import Metrics
+from outcrop.telemetry.recorder import Recorder
+from outcrop.telemetry.requests import traceparent
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +51,8 @@ class Gateway:
         openai: OpenAI,
         admin: Admin,
         operations: Operations,
-        metrics: Metrics,
+        observability: Observability,
+        recorder: Recorder,
         max_body_bytes: int,
         is_ready: Callable[[], bool],
     ) -> None:
@@ -60,7 +63,8 @@ class Gateway:
         self._openai = openai
         self._admin = admin
         self._operations = operations
-        self._metrics = metrics
+        self._observability = observability
+        self._recorder = recorder
         self._max_body_bytes = max_body_bytes
         self._is_ready = is_ready
 
@@ -110,19 +114,37 @@ class Gateway:
     ) -> None:
         response: Response | Stream
         try:
-            response = await handled
-        except ServiceError as exc:
-            response = to_wire(exc)
-        except Exception:
-            log.exception("a request hit a defect", request_id=request.request_id)
-            response = to_wire(_DEFECT)
-        response.headers = [*response.headers, *request.notes]
+            try:
+                response = await handled
+            except ServiceError as exc:
+                response = to_wire(exc)
+                if request.facts is not None:
+                    request.facts.failed(exc, response.status)
+            except Exception:
+                log.exception("a request hit a defect", request_id=request.request_id)
+                response = to_wire(_DEFECT)
+                if request.facts is not None:
+                    request.facts.failed(_DEFECT, response.status)
+            if request.facts is not None:
+                response.headers = [*response.headers, *request.notes, *request.facts.headers()]
+                if to_wire is openai_error:  # where OpenAI's clients look for it
+                    response.headers.append(("x-request-id", request.request_id))
+                if isinstance(response, Response):  # before the caller has it, so that it can be asked for at once
+                    self._recorder.end(request.facts)
+            await self._send(response, request, send)
+        finally:
+            if request.facts is not None:
+                self._recorder.end(request.facts)  # whatever ended it; it was recorded already where all went well
+
+    async def _send(self, response: Response | Stream, request: Request, send: Send) -> None:
         try:
             await respond(response, request.request_id, send)
         except Exception:
             if not isinstance(response, Stream):
                 raise
             log.exception("an open stream hit a defect", request_id=request.request_id)
+            if request.facts is not None:
+                request.facts.failed(_DEFECT)
             is_event_stream = ("content-type", EVENT_STREAM) in response.headers
             last = stream_defect(_DEFECT, is_event_stream=is_event_stream)
             await send({"type": "http.response.body", "body": last, "more_body": False})
@@ -140,7 +162,7 @@ class Gateway:
         if not is_served:
             raise refusal(operation.name, params)
         if is_runtime:
-            measured = _measured(request, principal, len(body))
+            measured = self._measured(request, principal, len(body), operation.name)
             try:
                 answer = await self._runtime.handlers[operation.name](params, principal, measured)
             except EngineFault as exc:
@@ -157,22 +179,45 @@ class Gateway:
     async def _openai_route(self, request: Request, path: str, body: bytes, principal: Principal) -> Response | Stream:
         match request.method, path:
             case "POST", "/v1/chat/completions":
-                return await self._openai.generate("chat", body, principal, _measured(request, principal, len(body)))
+                measured = self._measured(request, principal, len(body), "ChatCompletions")
+                return await self._openai.generate("chat", body, principal, measured)
             case "POST", "/v1/embeddings":
                 return self._openai.embeddings(body, principal)
             case "POST", "/v1/completions":
-                return await self._openai.generate(
-                    "completion", body, principal, _measured(request, principal, len(body))
-                )
+                measured = self._measured(request, principal, len(body), "Completions")
+                return await self._openai.generate("completion", body, principal, measured)
             case "GET", "/v1/models":
                 return self._openai.models(principal)
             case "GET", _ if path.startswith("/v1/models/"):
                 return self._openai.model(principal, unquote(path.removeprefix("/v1/models/")))
         raise UnknownOperation(f"Invalid URL ({request.method} {path[:200]}).")
 
+    def _measured(self, request: Request, principal: Principal, size_bytes: int, operation: str) -> Measured:
+        """The request from here on is one for inference: it is recorded, whatever becomes of it."""
+        headers, now = request.header_map(), time.time()
+        measured = Measured(
+            started=request.started,
+            request_id=request.request_id,
+            at=now - (time.perf_counter() - request.started),
+            operation=operation,
+            account=principal.account,
+            principal=principal.arn,
+            size_bytes=size_bytes,
+            invocation_id=headers.get("amz-sdk-invocation-id"),
+            sdk_attempt=headers.get("amz-sdk-request"),
+            traceparent=traceparent(headers.get("traceparent")),
+            created=int(now),
+            notes=request.notes,
+        )
+        request.facts = measured
+        self._recorder.begin(measured)
+        measured.patience = patience(headers, principal, size_bytes)
+        return measured
+
     async def _own_route(self, request: Request, path: str, body: bytes, principal: Principal) -> Response:
         if request.method == "GET" and path == "/metrics":
-            return Response(200, [("content-type", "text/plain; version=0.0.4; charset=utf-8")], self._metrics.text())
+            page = await self._observability.metrics()
+            return Response(200, [("content-type", "text/plain; version=0.0.4; charset=utf-8")], page)
         if request.method == "GET" and path == "/outcrop/v1/status":
             return Response(200, _JSON, msgspec.json.encode(self._admin.status(principal)))
         job = re.fullmatch(r"/outcrop/v1/import-jobs/([^/]+)", path)
@@ -197,6 +242,8 @@ class Gateway:
             return Response(200, _JSON, msgspec.json.encode(await self._admin.collect_store()))
         parts = [unquote(part) for part in path.removeprefix("/outcrop/v1/").split("/")]
         answer = await self._operations.route(request.method, parts, body, principal)
+        if answer is None:
+            answer = await self._observability.route(request.method, parts, request.query, principal)
         if answer is not None:
             return Response(200, _JSON, msgspec.json.encode(answer))
         raise NotFound(f"There is nothing at {request.method} {path[:200]}.")
@@ -204,13 +251,3 @@ class Gateway:
 
 def _is_own(path: str) -> bool:
     return path == "/metrics" or path.startswith("/outcrop/")
-
-
-def _measured(request: Request, principal: Principal, size_bytes: int) -> Measured:
-    return Measured(
-        started=request.started,
-        request_id=request.request_id,
-        created=int(time.time()),
-        patience=patience(request.header_map(), principal, size_bytes),
-        notes=request.notes,
-    )

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from outcrop.engines.occupancy import Occupancy
 from outcrop.inference.canonical import Chunk, Completion, GenerateRequest
 
 
@@ -78,6 +79,10 @@ class Engine(Protocol):
 
     async def tokenize(self, endpoint: Endpoint, text: str) -> list[int]:
         """Token ids of *text*, special tokens parsed, none added."""
+        ...
+
+    async def occupancy(self, endpoint: Endpoint) -> Occupancy | None:
+        """How full the copy is; None when it cannot be reached or does not say. Never raises, takes 2 s at most."""
         ...
 
     async def aclose(self) -> None: ...

@@ -16,6 +16,7 @@ import msgspec
 from outcrop.engines.base import CopySpec, Endpoint
 from outcrop.engines.llama_cpp import LlamaCpp
 from outcrop.engines.llama_cpp_request import CHAT, COMPLETION, Plan, alternatives
+from outcrop.engines.occupancy import Occupancy, from_prometheus
 from outcrop.errors import BadSetting, EngineFault, InvalidRequest
 from outcrop.inference.canonical import Completion, GenerateRequest
 
@@ -60,6 +61,10 @@ class OpenAIServer(LlamaCpp):
         body = {key: value for key, value in request.body.items() if key not in dropped}
         one = await self.complete(endpoint, GenerateRequest(kind=request.kind, body=body | {"max_tokens": 1}))
         return one.usage.prompt_tokens
+
+    async def occupancy(self, endpoint: Endpoint) -> Occupancy | None:
+        page = await self._page(endpoint, "/metrics")
+        return None if page is None else from_prometheus(page.decode(errors="replace"))
 
     async def tokenize(self, endpoint: Endpoint, text: str, *, add_special: bool = False) -> list[int]:
         raise EngineFault("the OpenAI API has no tokenizer to ask")

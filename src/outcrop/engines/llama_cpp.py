@@ -18,6 +18,7 @@ from outcrop.engines.answer_text import Piece
 from outcrop.engines.base import CopySpec, Endpoint
 from outcrop.engines.choices import all_or_first_error, merged
 from outcrop.engines.llama_cpp_request import CHAT, PLAIN, TEMPLATE_FIELDS, Plan, Template, plan, read_template
+from outcrop.engines.occupancy import Occupancy, from_slots
 from outcrop.engines.prompt_logprobs import prompt_logprobs
 from outcrop.engines.tool_text import joined
 from outcrop.errors import EngineFault, EngineTimeout, InvalidRequest, PromptTooLong, ServiceError
@@ -30,6 +31,7 @@ MOST_SLOTS = 32
 MOST_TEMPLATES = 256  # copies whose templates are remembered; an older one is asked again
 _CONNECT_TIMEOUT_S = 10.0
 _PROBE_TIMEOUT_S = 5.0
+_OCCUPANCY_TIMEOUT_S = 2.0
 # The server drops a connection that idles for 5 s; reusing one later than this could race with that.
 _KEEP_CONNECTION_S = 2.0
 # Tokens that follow each other faster than this are handled together: each turn through the server costs as much as
@@ -278,6 +280,18 @@ class LlamaCpp:
         body = {"content": text, "add_special": add_special, "parse_special": True}
         async with self._ask(endpoint, "/tokenize", body) as response:
             return _read(_decode_tokens, await response.read()).tokens
+
+    async def occupancy(self, endpoint: Endpoint) -> Occupancy | None:
+        page = await self._page(endpoint, "/slots")
+        return None if page is None else from_slots(page)
+
+    async def _page(self, endpoint: Endpoint, path: str) -> bytes | None:
+        """The body of a GET of *path*; None when it is refused, late or unreachable."""
+        try:
+            async with asyncio.timeout(_OCCUPANCY_TIMEOUT_S), self._ask(endpoint, path) as response:
+                return await response.read()
+        except (ServiceError, TimeoutError):
+            return None
 
     async def aclose(self) -> None:
         if self._http is not None:

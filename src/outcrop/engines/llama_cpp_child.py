@@ -1,8 +1,9 @@
 """The process of one llama.cpp copy: ``python -m outcrop.engines.llama_cpp_child``.
 
 Standard input carries one line of JSON (``ChildConfig``) and is then held open by the parent; its end means that the
-parent is gone, by whatever death, and ends this process. Standard output carries one line back: ``{"port": N}`` once
-the model is loaded and the port listens, or ``{"error": "..."}``. The engine's own log goes to standard error.
+parent is gone, by whatever death, and ends this process. Standard output carries one line back: ``{"port": N, "stages":
+{"import": s, "load": s}}`` once the model is loaded and the port listens, or ``{"error": "..."}``. The engine's own log
+goes to standard error.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 import msgspec
@@ -91,15 +93,18 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # dies at once even while native code runs
     config = msgspec.json.decode(_read_line(), type=ChildConfig)
     threading.Thread(target=_watch_parent, name="parent-watch", daemon=True).start()
+    begun = time.monotonic()
     try:
         import xllamacpp as xlc
 
+        imported = time.monotonic()
         server = xlc.Server(server_params(config))
         port = int(server.listening_address.rsplit(":", 1)[1])
     except Exception as exc:  # whatever the native loader throws is the parent's to report
         os.write(announce, msgspec.json.encode({"error": f"{type(exc).__name__}: {exc}"}) + b"\n")
         _leave(1)
-    os.write(announce, msgspec.json.encode({"port": port}) + b"\n")
+    stages = {"import": round(imported - begun, 4), "load": round(time.monotonic() - imported, 4)}
+    os.write(announce, msgspec.json.encode({"port": port, "stages": stages}) + b"\n")
     os.close(announce)
     threading.Event().wait()
 

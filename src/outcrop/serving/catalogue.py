@@ -39,6 +39,7 @@ class Catalogue:
         self._fitted = fitted
         self._memory_bytes = memory_bytes
         self._by_key: dict[tuple[str, str], Served] = {}
+        self._names: dict[str, str] = {}  # model id -> name
         self._kept: dict[tuple[str, str], ImportedModel] = {}  # no engine here serves these
         self._aliases: dict[tuple[str, str], str] = {}  # (account, alias) -> model id
 
@@ -53,8 +54,10 @@ class Catalogue:
         served = Served(record, self.facts(record), self.spec(record))
         self._by_key[record.account, record.model_id] = served
         self._by_key[record.account, record.model_name] = served
+        self._names[record.model_id] = record.model_name
 
     def remove(self, record: ImportedModel) -> None:
+        self._names.pop(record.model_id, None)
         for key in (record.model_id, record.model_name):
             self._by_key.pop((record.account, key), None)
             self._kept.pop((record.account, key), None)
@@ -95,6 +98,14 @@ class Catalogue:
     def everything(self) -> list[Served]:
         """The models of every account."""
         return list({served.record.model_id: served for served in self._by_key.values()}.values())
+
+    def name_of(self, model_id: str) -> str | None:
+        """The name of the model with this id; None when it is gone."""
+        return self._names.get(model_id)
+
+    def by_id(self) -> list[tuple[str, str]]:
+        """Id and name of every model that is served."""
+        return list(self._names.items())
 
     def count(self) -> int:
         """Models that may be asked here, of every account."""

@@ -21,6 +21,7 @@ from outcrop.serving.hold import Ask, HoldQueue
 from outcrop.serving.lifecycle import SERVING, State
 from outcrop.serving.schedule import DEFAULTS, Scaling
 from outcrop.serving.starts import ColdStarts, Tier
+from outcrop.telemetry.requests import ColdStart, Decision
 
 DECISIONS_KEPT = 200
 
@@ -47,6 +48,20 @@ class Copy:
     is_suspect: bool = False  # a request found its connection broken; takes none until it was examined
     leases: set[Lease] = field(default_factory=set)
     start_timings: dict[str, float] = field(default_factory=dict)
+    decision: Decision | None = None  # what ordered it
+    cold_start: ColdStart | None = None  # once it is ready
+
+    def started(self, now: float, wall: float) -> ColdStart:
+        """Note how the copy came up. *now*: on the fleet's clock; *wall*: the same in seconds since the epoch."""
+        total_s, gate_s = now - self.born_at, self.start_timings.get("queued_s", 0.0)
+        told = self.process.announced.get("stages", {}) if self.process is not None else {}
+        spawn_s = self.start_timings.get("spawn_s", 0.0) - sum(told.values())
+        stages = {"gate": gate_s, "spawn": round(max(0.0, spawn_s), 4), **told}
+        stages["ready"] = round(max(0.0, total_s - sum(stages.values())), 4)
+        self.cold_start = ColdStart(
+            self.copy_id, str(self.tier), wall - total_s, round(total_s, 4), stages, self.decision
+        )
+        return self.cold_start
 
     @property
     def is_ready(self) -> bool:
@@ -57,14 +72,9 @@ class Copy:
         return self.spec.slots
 
 
-class DecisionRecord(Struct, frozen=True):
-    """A scaling decision with what it saw. *at*: seconds since the epoch; *times*: how often in a row it came out."""
+class DecisionRecord(Decision, frozen=True):
+    """A scaling decision; *times*: how often in a row it came out."""
 
-    at: float
-    desired: int
-    current: int
-    reason: str
-    facts: dict[str, Any]
     times: int = 1
 
 
@@ -86,6 +96,37 @@ class Model:
     blocked_since: float | None = None  # wants a copy, and the node has no room
     is_removed: bool = False
 
+    def cold_until(self, joined_at: float, now: float) -> float:
+        """When the first copy became ready for a request that joined at *joined_at* and found none; at most *now*."""
+        return min((copy.ready_at for copy in self.copies if copy.ready_at > joined_at), default=now)
+
+
+class Events(Protocol):
+    """Who is told what happens to copies, when it does."""
+
+    def copy_ready(self, model_id: str, start: ColdStart) -> None: ...
+
+    def start_failed(self, model_id: str) -> None: ...
+
+    def copy_ended(self, model_id: str, reason: str) -> None:
+        """*reason*: drained, evicted, replaced or died."""
+
+    def decided(self, model_id: str, current: int, desired: int) -> None:
+        """A decision that differs from what is there."""
+
+
+class _Unobserved:
+    def copy_ready(self, model_id: str, start: ColdStart) -> None: ...
+
+    def start_failed(self, model_id: str) -> None: ...
+
+    def copy_ended(self, model_id: str, reason: str) -> None: ...
+
+    def decided(self, model_id: str, current: int, desired: int) -> None: ...
+
+
+UNOBSERVED: Events = _Unobserved()
+
 
 class Owner(Protocol):
     """What a lease owes its fleet."""
@@ -98,7 +139,20 @@ class Owner(Protocol):
 class Lease:
     """One slot of one copy, held for one request. ``engine`` is the copy's engine, watched for a stall."""
 
-    __slots__ = ("_is_released", "_owner", "ask", "begun_at", "beside", "broke", "copy", "engine", "model", "task")
+    __slots__ = (
+        "_is_released",
+        "_owner",
+        "ask",
+        "begun_at",
+        "beside",
+        "broke",
+        "cold_start",
+        "copy",
+        "engine",
+        "held_s",
+        "model",
+        "task",
+    )
 
     def __init__(self, owner: Owner, model: Model, copy: Copy, ask: Ask, engine: Engine, now: float) -> None:
         self._owner = owner
@@ -109,6 +163,8 @@ class Lease:
         self.begun_at = now
         self.beside = copy.in_flight
         self.broke = False
+        self.held_s = 0.0  # how long the request waited while no copy was ready
+        self.cold_start: ColdStart | None = None  # of its copy, when the request waited for it
         self.task: asyncio.Task[Any] | None = None
         self.engine = Watched(engine, self)
 

@@ -20,6 +20,7 @@ import structlog
 from msgspec import structs
 
 from outcrop.engines.base import CopySpec, Engine
+from outcrop.engines.occupancy import Occupancy
 from outcrop.errors import EngineFault, ModelNotFound, ServiceError, ShuttingDown
 from outcrop.ids import CopyId, random_id
 from outcrop.inference.canonical import GenerateRequest
@@ -27,15 +28,17 @@ from outcrop.launchers.local import LocalLauncher
 from outcrop.serving import policy, proving, schedule, seen, starts
 from outcrop.serving.background import Background
 from outcrop.serving.bring_up import BringUp
-from outcrop.serving.copies import Copy, CopyStatus, DecisionRecord, Lease, Model, ModelStatus
+from outcrop.serving.copies import UNOBSERVED, Copy, CopyStatus, DecisionRecord, Events, Lease, Model, ModelStatus
 from outcrop.serving.health import Health
 from outcrop.serving.hold import Ask, HoldQueue, Limits
 from outcrop.serving.lending import Lending
 from outcrop.serving.lifecycle import SERVING, State, advance
 from outcrop.serving.making_room import Landlord
 from outcrop.serving.proof import ProofReport
+from outcrop.serving.readings import occupancies, readings
 from outcrop.serving.starts import ColdStarts, Tier
 from outcrop.settings import Settings
+from outcrop.telemetry.metrics import Reading
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +64,7 @@ class Fleet:
         cores: int,
         on_start: Callable[[str, Tier, float], None] = lambda *_: None,
         model_count: Callable[[], int] = lambda: 1,
+        events: Events = UNOBSERVED,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -70,6 +74,7 @@ class Fleet:
         self._clock = clock
         self._wall = wall
         self._on_start = on_start
+        self._events = events
         self._params = policy.Params(
             max_copies=settings.max_copies, keep_alive_s=settings.keep_alive_s, hold_limit_s=settings.hold_limit_s
         )
@@ -183,6 +188,14 @@ class Fleet:
         now = self._clock()
         return [seen.copy_status(model, copy, now) for model in self._models.values() for copy in model.copies]
 
+    def readings(self, names: Iterable[tuple[str, str]]) -> list[Reading]:
+        """What the metrics show of the models in *names* (model id, name), and of the node."""
+        return readings(self._models, names, memory_bytes=self._landlord.memory_bytes)
+
+    async def occupancies(self) -> dict[str, list[Occupancy]]:
+        """By model id, what the engines of its ready copies say; a copy that says nothing is left out."""
+        return await occupancies(seen.all_copies(self._models.values()), self._engines)
+
     def model_status(self, spec: CopySpec) -> ModelStatus:
         """How warm a model is. Reads the page cache; blocks for milliseconds on a large artefact. Wakes nothing."""
         model = self._models.get(spec.model_id)
@@ -242,6 +255,7 @@ class Fleet:
         model.demand.decided(now, decision.up)
         desired = 0 if model.is_removed else decision.desired
         if seen.note(model, facts, decision, self._wall()) and decision.desired != current:
+            self._events.decided(model.spec.model_id, current, decision.desired)
             log.info("scaling", model_id=model.spec.model_id, copies=decision.desired, reason=decision.reason)
         for _ in range(desired - current):
             if not self._order(model, now):
@@ -263,12 +277,12 @@ class Fleet:
         for owner, copy in plan.evicted:
             log.info("evicting", copy_id=copy.copy_id, model_id=owner.spec.model_id, for_model=model.spec.model_id)
             owner.active_at = -1e9  # its keep-alive is over: only a new request brings it back
-            self._drain(owner, copy, self._settings.request_timeout_s)
+            self._drain(owner, copy, self._settings.request_timeout_s, "evicted")
         if not plan.may_start:
             model.blocked_since = now if model.blocked_since is None else model.blocked_since
             return False
         spec = structs.replace(model.spec, threads=plan.threads)
-        copy = Copy(CopyId(random_id(8)), spec, now)
+        copy = Copy(CopyId(random_id(8)), spec, now, decision=model.decisions[-1])
         model.copies.append(copy)
         self._background.spawn(self._start(model, copy), f"start-{copy.copy_id}")
         return True
@@ -292,6 +306,7 @@ class Fleet:
         model.starts.learn(copy.tier, took)
         self._on_start(copy.spec.model_id, copy.tier, took)
         copy.start_timings["ready_s"] = round(now - copy.born_at, 4)
+        self._events.copy_ready(copy.spec.model_id, copy.started(now, self._wall()))
         log.info("copy is ready", copy_id=copy.copy_id, model_id=copy.spec.model_id, start_s=round(took, 3))
         self._background.spawn(self._watch(model, copy), f"watch-{copy.copy_id}")
         self._lending.release_held(model)
@@ -302,6 +317,7 @@ class Fleet:
         if copy.process is not None:
             await copy.process.stop(0)
         model.copies.remove(copy)
+        self._events.start_failed(copy.spec.model_id)
         log.error("copy failed to start", copy_id=copy.copy_id, model_id=copy.spec.model_id, reason=exc.message)
         self._count_failure(model, exc.message)
 
@@ -320,6 +336,7 @@ class Fleet:
         if copy.state in SERVING:
             copy.state = advance(copy.state, State.FAILED)
             model.copies.remove(copy)
+            self._events.copy_ended(copy.spec.model_id, "replaced" if copy.is_suspect else "died")
             log.error("copy died", copy_id=copy.copy_id, model_id=copy.spec.model_id, status=status)
             await copy.process.stop(0)
             if copy.requests and not copy.answered:
@@ -330,12 +347,12 @@ class Fleet:
 
     # -- starting and stopping ------------------------------------------------------------------------
 
-    def _drain(self, model: Model, copy: Copy, limit_s: float) -> None:
+    def _drain(self, model: Model, copy: Copy, limit_s: float, reason: str = "drained") -> None:
         """Send the copy no more requests; stop it once its own have ended, at the latest after *limit_s*."""
         copy.state = advance(copy.state, State.DRAINING)
-        self._background.spawn(self._take_down(model, copy, limit_s), f"stop-{copy.copy_id}")
+        self._background.spawn(self._take_down(model, copy, limit_s, reason), f"stop-{copy.copy_id}")
 
-    async def _take_down(self, model: Model, copy: Copy, limit_s: float) -> None:
+    async def _take_down(self, model: Model, copy: Copy, limit_s: float, reason: str) -> None:
         assert copy.process is not None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
@@ -346,6 +363,7 @@ class Fleet:
             copy.state = advance(copy.state, State.STOPPED)
         if copy in model.copies:
             model.copies.remove(copy)
+        self._events.copy_ended(copy.spec.model_id, reason)
         log.info("copy stopped", copy_id=copy.copy_id, model_id=copy.spec.model_id, requests=copy.requests)
         self._bell.set()
 

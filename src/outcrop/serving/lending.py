@@ -58,7 +58,14 @@ class Lending:
             raise EngineFault(f"{model.failure} The next start is tried in {model.retry_at - now:.0f} s.")
         model.demand.arrived(now)
         copy = None if model.queue.peek() else router.choose(model.copies, ask.prefix)
-        lease = self._lend(model, copy, ask) if copy is not None else await self._held(model, ask, hold_s)
+        if copy is not None:
+            lease = self._lend(model, copy, ask)
+        else:
+            is_cold = not any(copy.is_ready for copy in model.copies)
+            lease = await self._held(model, ask, hold_s)
+            if is_cold:
+                lease.held_s = model.cold_until(now, lease.begun_at) - now
+                lease.cold_start = lease.copy.cold_start if lease.copy.ready_at > now else None
         if task is not None:
             # Whatever ends the request, a generator that was never started included, no slot is lost.
             lease.task = task

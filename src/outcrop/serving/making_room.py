@@ -40,6 +40,11 @@ class Landlord:
         self._threads = threads
         self._model_count = model_count
 
+    @property
+    def memory_bytes(self) -> int:
+        """What copies may take of this node."""
+        return self._memory_bytes
+
     def fits(self, model: Model, models: Sequence[Model]) -> bool:
         live = [copy for other in models for copy in other.copies if copy.state not in ENDED]
         return self._missing_bytes(model.spec, [copy.spec for copy in live]) <= 0

@@ -1,1 +1,1 @@
-"""Metrics and logs: what operators look at. Never prompts, completions or credentials."""
+"""What operators look at: metrics, request records, traces, logs. Never prompts, completions or credentials."""

@@ -1,0 +1,107 @@
+"""Every metric that is exported: one row each. The registry, ``docs/reference/metrics.md`` and the tests of dashboard
+and alert rules are made from it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+
+class Kind(StrEnum):
+    COUNTER = "counter"
+    HISTOGRAM = "histogram"
+    GAUGE = "gauge"
+
+
+SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+LONG_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
+
+
+class Row(Struct, frozen=True):
+    """*name* is without the ``_total`` that a counter gets. *cloudwatch*: the metric of AWS/Bedrock that it is."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ("model",)
+    cloudwatch: str = ""
+    buckets: tuple[float, ...] = LONG_S
+
+    @property
+    def exported(self) -> str:
+        """The name in queries; a histogram's has ``_bucket``, ``_sum`` or ``_count`` behind it."""
+        return f"{self.name}_total" if self.kind is Kind.COUNTER else self.name
+
+
+def _counter(name: str, text: str, *labels: str, aws: str = "") -> Row:
+    return Row(f"outcrop_{name}", Kind.COUNTER, text, labels or ("model",), aws)
+
+
+def _gauge(name: str, text: str, *labels: str, aws: str = "") -> Row:
+    return Row(f"outcrop_{name}", Kind.GAUGE, text, labels or ("model",), aws)
+
+
+def _histogram(name: str, text: str, *labels: str, aws: str = "", buckets: tuple[float, ...] = LONG_S) -> Row:
+    return Row(f"outcrop_{name}", Kind.HISTOGRAM, text, labels or ("model",), aws, buckets)
+
+
+# Requests, counted once, at their end.
+INVOCATIONS = _counter("invocations", "Requests that were answered.", aws="Invocations")
+LATENCY = _histogram("invocation_latency_seconds", "Whole answered request.", aws="InvocationLatency")
+FIRST_TOKEN = _histogram("time_to_first_token_seconds", "To the first token of a stream.", aws="TimeToFirstToken")
+INPUT_TOKENS = _counter("input_token_count", "Tokens read, of answered requests.", aws="InputTokenCount")
+OUTPUT_TOKENS = _counter("output_token_count", "Tokens generated, of answered requests.", aws="OutputTokenCount")
+THROTTLES = _counter(
+    "invocation_throttles", "Requests told to come again: not ready in time, queue full.", aws="InvocationThrottles"
+)
+CLIENT_ERRORS = _counter(
+    "invocation_client_errors", "Requests refused for what they ask.", aws="InvocationClientErrors"
+)
+SERVER_ERRORS = _counter(
+    "invocation_server_errors", "Requests that engine or server failed.", aws="InvocationServerErrors"
+)
+REQUESTS = _counter(
+    "requests",
+    "All requests that ended; outcome is ok, cancelled (the caller left) or the name of the error.",
+    "model",
+    "operation",
+    "outcome",
+)
+HELD = _histogram("held_seconds", "Part of a request in which no copy was ready.")
+QUEUED = _histogram("queued_seconds", "Part of a request in which copies were ready and all slots taken.")
+TOKEN_TIME = _histogram(
+    "inter_token_seconds", "Mean time between tokens of a stream, after the first.", buckets=SHORT_S
+)
+RETRIES = _counter("request_retries", "Copies that broke before the first byte, so that another one answered.")
+COLD_REQUESTS = _counter(
+    "cold_requests", "Requests that waited for a copy's start, by tier of the start.", "model", "tier"
+)
+
+# Copies and decisions, counted when they happen.
+COLD_START = _histogram("cold_start_seconds", "Order of a copy to its first ready answer.", "model", "tier")
+COLD_START_STAGE = _histogram("cold_start_stage_seconds", "The same by stage, over all models.", "tier", "stage")
+START_FAILURES = _counter("copy_start_failures", "Copies that did not become ready.")
+COPIES_ENDED = _counter("copies_ended", "Copies that ended: drained, evicted, replaced, died.", "model", "reason")
+DECISIONS = _counter(
+    "scaling_decisions", "Scaling decisions that changed something: up, down, to zero.", "model", "direction"
+)
+
+# What is true at the scrape.
+MODEL_COPY = _gauge(
+    "model_copy", "Copies by state: starting, ready, evictable, draining ...", "model", "state", aws="ModelCopy"
+)
+SLOTS = _gauge("slots", "Requests that the ready copies can run at a time.")
+SLOTS_BUSY = _gauge("slots_busy", "Requests that run.")
+QUEUE = _gauge("queue_requests", "Requests that wait for a copy or a slot.")
+KV_USE = _gauge(
+    "kv_cache_use_ratio", "Part of the key-value cache in use, mean of the ready copies, as their engine says."
+)
+MEMORY_USED = Row("outcrop_copy_memory_used_bytes", Kind.GAUGE, "Memory promised to copies on this node.", ())
+MEMORY_LIMIT = Row("outcrop_copy_memory_limit_bytes", Kind.GAUGE, "Memory that copies may take on this node.", ())
+LIVE = Row("outcrop_requests_live", Kind.GAUGE, "Inference requests under way, waiting ones included.", ())
+RECORDS_DROPPED = Row("outcrop_request_records_dropped", Kind.COUNTER, "Request records that could not be written.", ())
+SPANS_DROPPED = Row("outcrop_traces_dropped", Kind.COUNTER, "Traces given up because the exporter was behind.", ())
+BUILD = Row("outcrop_build_info", Kind.GAUGE, "Always 1; the version of this server.", ("version",))
+
+TABLE = tuple(row for row in list(globals().values()) if isinstance(row, Row))
