@@ -7,7 +7,7 @@ import sys
 import typer
 
 from outcrop import __version__
-from outcrop.cli import check, imports, models, serve, serving, status, store
+from outcrop.cli import check, imports, models, serve, serving, status, store, top, trace
 from outcrop.errors import OutcropError
 
 app = typer.Typer(
@@ -42,6 +42,8 @@ app.command("logs")(serving.logs)
 app.add_typer(serving.scaling, name="scaling")
 app.add_typer(serving.alias, name="alias")
 app.command("status")(status.status)
+app.command("top")(top.top)
+app.command("trace")(trace.trace)
 app.command("env")(status.env)
 
 

@@ -1,4 +1,4 @@
-"""The generated pages of ``docs/reference``: commands, settings, compatibility, errors.
+"""The generated pages of ``docs/reference``: commands, settings, compatibility, errors, checkpoints, metrics.
 
 ``--check`` fails when one is stale.
 """
@@ -25,6 +25,8 @@ from outcrop.cli.main import app
 from outcrop.engines.gguf_plan import QUANTISED
 from outcrop.errors import Faulty, Passing, Refused, ServiceError
 from outcrop.settings import Settings
+from outcrop.telemetry.metric_table import TABLE
+from outcrop.telemetry.metrics import MOST_MODELS, OTHER, UNKNOWN
 
 DOCS = Path(__file__).parents[3] / "docs" / "reference"
 IMPLEMENTED = {
@@ -179,8 +181,30 @@ def _describe(command: Any, path: str, parts: list[str]) -> None:
         _describe(child, f"{path} {name}", parts)
 
 
+def metrics_page() -> str:
+    parts = [
+        "# Metrics",
+        "",
+        "`GET /metrics` of the server, in Prometheus's text format; it asks for credentials as everything does",
+        "([how to scrape it](../how-to/observe.md)). Beside these there are the usual `process_*` metrics.",
+        "",
+        "*CloudWatch* names the metric of the namespace AWS/Bedrock that teams alarm on; its dimension ModelId is the",
+        f"label `model`, the model's name. There are at most {MOST_MODELS} values of it; further models are counted as",
+        f"`{OTHER}`, and requests that name no model that exists as `{UNKNOWN}`. Times are in seconds (CloudWatch:",
+        "milliseconds). A histogram has `_bucket`, `_sum` and `_count` behind its name. Series of a deleted model go.",
+        "",
+        "| metric | kind | labels | CloudWatch | meaning |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in TABLE:
+        labels = ", ".join(f"`{label}`" for label in row.labels)
+        parts.append(f"| `{row.exported}` | {row.kind} | {labels} | {row.cloudwatch} | {row.help} |")
+    return "\n".join(parts) + "\n"
+
+
 def main() -> int:
     pages = {
+        "metrics.md": metrics_page(),
         "settings.md": settings_page(),
         "cli.md": cli_page(),
         "compatibility.md": compatibility_page(),
