@@ -24,10 +24,15 @@ class _Names(Struct, frozen=True):
 
 
 # Names on each engine's own page: llama.cpp's server README ("GET /metrics"), vLLM's "Production metrics",
-# SGLang's "Production metrics".
+# SGLang's "Production metrics"; the simulated engine's is ours (simulated_child).
 DIALECTS: Mapping[str, _Names] = {
     "vllm": _Names("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"),
     "sglang": _Names("sglang:num_running_reqs", "sglang:num_queue_reqs", "sglang:token_usage"),
+    "simulated": _Names(
+        "outcrop_simulated_requests_running",
+        "outcrop_simulated_requests_waiting",
+        "outcrop_simulated_kv_cache_usage",
+    ),
     "llamacpp": _Names("llamacpp:requests_processing", "llamacpp:requests_deferred"),
 }
 _SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{[^}]*\})? ([0-9.eE+-]+)", re.MULTILINE)
