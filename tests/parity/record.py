@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from tests.support.checkpoints import PROMPTS, VOCAB
+from tests.support.embedders import EMBEDDERS, TEXTS, make_embedder
 from tests.support.zoo import ZOO, config_values, write_weights
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 RECORDED = Path(__file__).parents[1] / "exactness" / "recorded.json"
+EMBEDDED = RECORDED.with_name("embeddings.json")
 POSITIONS = (0, 1, 7, 23, 47, 63)
 IDS = tuple(range(0, VOCAB, 61))
 
@@ -45,7 +47,27 @@ def record(name: str, folder: Path) -> dict[str, Any]:
     return {"config": config, "prompt": prompt, "ids": list(IDS), "rows": rows}
 
 
+def record_embedder(name: str, folder: Path) -> list[list[float]]:
+    """The vector of each of TEXTS, pooled and normalised as sentence-transformers does."""
+    _, pooling, _, normalizes, _ = EMBEDDERS[name]
+    make_embedder(folder, name)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    vectors = []
+    for text in TEXTS:
+        with torch.no_grad():
+            states = model(torch.tensor([tokenizer.encode(text).ids])).last_hidden_state[0].numpy()
+        vector = {"last": states[-1], "mean": states.mean(axis=0), "cls": states[0]}[pooling]
+        vectors.append(np.round(vector / np.linalg.norm(vector) if normalizes else vector, 6).tolist())
+    return vectors
+
+
 def main() -> None:
+    embedded = {}
+    for name in EMBEDDERS:
+        with tempfile.TemporaryDirectory() as folder:
+            embedded[name] = record_embedder(name, Path(folder) / "model")
+    EMBEDDED.write_text(json.dumps(embedded, separators=(",", ":")).replace('],"', '],\n"') + "\n")
     recorded = {}
     for name in ZOO:
         with tempfile.TemporaryDirectory() as folder:

@@ -74,8 +74,11 @@ class Server:
         """Put a checkpoint's folder into a bucket of the server; its URI."""
         target = self.home / "buckets" / "artifacts" / key
         target.mkdir(parents=True)
-        for path in folder.iterdir():
-            (target / path.name).write_bytes(path.read_bytes())
+        for path in folder.rglob("*"):
+            if path.is_file():
+                place = target / path.relative_to(folder)
+                place.parent.mkdir(exist_ok=True)
+                place.write_bytes(path.read_bytes())
         return f"s3://artifacts/{key}/"
 
     def create_job(self, uri: str, name: str, *, role: str | None = None, **more: Any) -> str:

@@ -20,6 +20,7 @@ from outcrop.inference import converse, guardrails
 from outcrop.inference.answer import AnswerContext, invocation_metrics
 from outcrop.inference.canonical import Chunk, GenerateRequest, ModelFacts, Usage
 from outcrop.inference.converse import ConverseContext
+from outcrop.inference.embeddings import asks_for_embeddings, format_of
 from outcrop.inference.route import dialect_for
 from outcrop.serving.catalogue import Catalogue, Served
 
@@ -61,24 +62,24 @@ class BedrockRuntime:
         served = self._find(params, principal, measured)
         body = _json_body(params.get("body", b""))
         guardrails.refuse_unknown(params.get("guardrailIdentifier"), params.get("guardrailVersion"), body)
-        dialect = dialect_for(body, served.facts.dialect)
+        if asks_for_embeddings(body):
+            return await self._embed(served, body, measured)
+        dialect = dialect_for(body, served.facts)
         request = dialect.decode(body, served.facts)
         completion = await self._generation.complete(served, request, measured)
-        answer = dialect.encode(completion, _context(served.facts, measured))
-        headers = [
-            ("content-type", "application/json"),
-            ("x-amzn-bedrock-input-token-count", str(completion.usage.prompt_tokens)),
-            ("x-amzn-bedrock-output-token-count", str(completion.usage.completion_tokens)),
-            ("x-amzn-bedrock-invocation-latency", str(measured.timings().latency_ms)),
-            ("x-outcrop-gateway-ms", f"{measured.gateway_ms():.3f}"),
-        ]
-        return Response(200, headers, msgspec.json.encode(answer))
+        return _invoked(dialect.encode(completion, _context(served.facts, measured)), completion.usage, measured)
+
+    async def _embed(self, served: Served, body: Mapping[str, Any], measured: Measured) -> Response:
+        chosen = format_of(body)
+        found = await self._generation.embed(served, chosen.decode(body), measured)
+        answer = chosen.encode(found, body, _context(served.facts, measured))
+        return _invoked(answer, Usage(found.prompt_tokens, 0), measured)
 
     async def invoke_stream(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> Stream:
         served = self._find(params, principal, measured)
         body = _json_body(params.get("body", b""))
         guardrails.refuse_unknown(params.get("guardrailIdentifier"), params.get("guardrailVersion"), body)
-        dialect = dialect_for(body, served.facts.dialect)
+        dialect = dialect_for(body, served.facts)
         pending = self._generation.stream(served, dialect.decode(body, served.facts), measured)
         encoder = dialect.stream(_context(served.facts, measured))
 
@@ -130,7 +131,7 @@ class BedrockRuntime:
         wanted = params["input"]
         if "invokeModel" in wanted:
             body = _json_body(wanted["invokeModel"]["body"])
-            request = dialect_for(body, served.facts.dialect).decode(body, served.facts)
+            request = dialect_for(body, served.facts).decode(body, served.facts)
         elif "converse" in wanted:
             request = converse.decode(wanted["converse"], served.facts)
         else:
@@ -182,6 +183,17 @@ def _stream_error(exc: ServiceError, names: Mapping[str, str]) -> bytes:
     message = exc.message if not isinstance(exc, ServiceFault) else "The server failed while streaming."
     extra = {"originalStatusCode": exc.engine_status} if isinstance(exc, EngineFault) and exc.engine_status else None
     return encode_exception(kind, message, extra)
+
+
+def _invoked(answer: dict[str, Any], usage: Usage, measured: Measured) -> Response:
+    headers = [
+        ("content-type", "application/json"),
+        ("x-amzn-bedrock-input-token-count", str(usage.prompt_tokens)),
+        ("x-amzn-bedrock-output-token-count", str(usage.completion_tokens)),
+        ("x-amzn-bedrock-invocation-latency", str(measured.timings().latency_ms)),
+        ("x-outcrop-gateway-ms", f"{measured.gateway_ms():.3f}"),
+    ]
+    return Response(200, headers, msgspec.json.encode(answer))
 
 
 def _json_body(raw: bytes) -> dict[str, Any]:

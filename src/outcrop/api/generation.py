@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 from msgspec import structs
 
@@ -13,6 +14,7 @@ from outcrop.api.holding import Patience
 from outcrop.errors import EngineFault, InvalidRequest, ServiceError
 from outcrop.inference.answer import Timings
 from outcrop.inference.canonical import Chunk, Completion, GenerateRequest, Usage
+from outcrop.inference.embeddings import Embeddings, EmbedRequest, shortened
 from outcrop.serving.catalogue import Served
 from outcrop.serving.copies import Lease
 from outcrop.serving.fleet import Fleet
@@ -59,7 +61,7 @@ class Generation:
     async def complete(self, served: Served, request: GenerateRequest, measured: Measured) -> Completion:
         """The whole answer. A copy that breaks mid-way is retried once on another one: nothing was sent yet."""
         for attempt in range(1, ATTEMPTS + 1):
-            lease = await self._acquire(served, request, measured, self._settings.hold_limit_s)
+            lease = await self._acquire(served, request.body, measured, self._settings.hold_limit_s)
             try:
                 completion = await lease.engine.complete(lease.endpoint, request)
                 break
@@ -76,7 +78,7 @@ class Generation:
 
     async def count_tokens(self, served: Served, request: GenerateRequest, measured: Measured) -> int:
         """Tokens that the engine would read for *request*."""
-        lease = await self._acquire(served, request, measured, self._settings.hold_limit_s)
+        lease = await self._acquire(served, request.body, measured, self._settings.hold_limit_s)
         try:
             tokens = await lease.engine.count_tokens(lease.endpoint, request)
         finally:
@@ -84,6 +86,31 @@ class Generation:
             measured.left()
         measured.answered(None)
         return tokens
+
+    async def embed(self, served: Served, request: EmbedRequest, measured: Measured) -> Embeddings:
+        """The vectors, shortened as asked. Raises InvalidRequest for a model that generates."""
+        if not served.facts.embeds:
+            raise InvalidRequest(
+                f"model {served.facts.name} ({served.record.architecture}) generates text and gives no embeddings; "
+                "send messages or a prompt, or import an embedding model",
+                param="model",
+            )
+        normalize = served.spec.normalizes if request.normalize is None else request.normalize
+        text = request.inputs[0]
+        body = {"prompt": text if isinstance(text, str) else "", "max_tokens": 1}
+        lease = await self._acquire(served, body, measured, self._settings.hold_limit_s)
+        try:
+            found = await lease.engine.embed(lease.endpoint, request, normalize=normalize)
+        except EngineFault as exc:
+            if exc.engine_status is None:
+                lease.report_broken()
+            raise
+        finally:
+            lease.release()
+            measured.left()
+        vectors = [shortened(vector, request.dimensions, normalize=normalize) for vector in found.vectors]
+        measured.answered(Usage(found.prompt_tokens, 0))
+        return Embeddings(vectors=vectors, prompt_tokens=found.prompt_tokens)
 
     async def stream(
         self, served: Served, request: GenerateRequest, measured: Measured
@@ -104,7 +131,7 @@ class Generation:
         self, served: Served, request: GenerateRequest, measured: Measured
     ) -> AsyncGenerator[list[Chunk], None]:
         for attempt in range(1, ATTEMPTS + 1):
-            lease = await self._acquire(served, request, measured, self._settings.stream_hold_limit_s)
+            lease = await self._acquire(served, request.body, measured, self._settings.stream_hold_limit_s)
             chunks = lease.engine.stream(lease.endpoint, request)
             try:
                 first = await anext(chunks)
@@ -148,13 +175,13 @@ class Generation:
             measured.left()
             self._recorder.end(measured)
 
-    async def _acquire(self, served: Served, request: GenerateRequest, measured: Measured, limit_s: float) -> Lease:
+    async def _acquire(self, served: Served, body: Mapping[str, Any], measured: Measured, limit_s: float) -> Lease:
         patience = measured.patience or _ANYONE
         measured.asks(is_cold=not self._fleet.serving(served.spec.model_id))
         ask = structs.replace(
             patience.ask,
-            prefix=prefix_of(request.body),
-            weight=weight_of(request.body, patience.ask.size_bytes),
+            prefix=prefix_of(body),
+            weight=weight_of(body, patience.ask.size_bytes),
         )
         hold_s = limit_s if patience.hold_s is None else patience.hold_s
         try:

@@ -18,8 +18,10 @@ from outcrop.errors import InvalidRequest, ServiceError
 from outcrop.inference import fields
 from outcrop.inference.answer import AnswerContext
 from outcrop.inference.canonical import Chunk
+from outcrop.inference.embeddings import OPENAI_EMBEDDINGS
 from outcrop.inference.openai_chat import OpenAIChat
 from outcrop.inference.openai_completion import OpenAICompletion, include_usage
+from outcrop.inference.route import refuse_to_generate
 from outcrop.serving.catalogue import Catalogue, Served
 
 HEARTBEAT = b": waiting for a copy\n\n"
@@ -39,14 +41,16 @@ class OpenAI:
     def model(self, principal: Principal, name: str) -> Response:
         return _json(_model(self._catalogue.find(principal.account, name)))
 
-    def embeddings(self, raw: bytes, principal: Principal) -> Response:
-        """Raises InvalidRequest: every family that can be imported generates text, and none was trained to embed."""
-        served = self._find(decode_object(raw, "The body is not valid JSON"), principal)
-        raise InvalidRequest(
-            f"model {served.record.model_name} ({served.record.architecture}) generates text and gives no embeddings; "
-            "use /v1/chat/completions or /v1/completions",
-            param="model",
-        )
+    async def embeddings(self, raw: bytes, principal: Principal, measured: Measured) -> Response:
+        """Raises InvalidRequest for a model that generates text."""
+        body = decode_object(raw, "The body is not valid JSON")
+        served = self._find(body, principal)
+        measured.of_engine(served.spec.engine)
+        measured.of_model(served.facts.name, served.facts.model_id)
+        found = await self._generation.embed(served, OPENAI_EMBEDDINGS.decode(body), measured)
+        context = AnswerContext(request_id=measured.request_id, model_label=body["model"], created=measured.created)
+        answer = OPENAI_EMBEDDINGS.encode(found, body, context)
+        return _json(answer, [("x-outcrop-gateway-ms", f"{measured.gateway_ms():.3f}")])
 
     async def generate(self, kind: str, raw: bytes, principal: Principal, measured: Measured) -> Response | Stream:
         """Answer ``/v1/chat/completions`` (*kind* ``chat``) or ``/v1/completions``."""
@@ -54,6 +58,7 @@ class OpenAI:
         served = self._find(body, principal)
         measured.of_engine(served.spec.engine)
         measured.of_model(served.facts.name, served.facts.model_id)
+        refuse_to_generate(served.facts)
         dialect = self._chat if kind == "chat" else self._completion
         request = dialect.decode(body, served.facts)
         context = AnswerContext(

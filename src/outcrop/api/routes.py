@@ -182,7 +182,8 @@ class Gateway:
                 measured = self._measured(request, principal, len(body), "ChatCompletions")
                 return await self._openai.generate("chat", body, principal, measured)
             case "POST", "/v1/embeddings":
-                return self._openai.embeddings(body, principal)
+                measured = self._measured(request, principal, len(body), "Embeddings")
+                return await self._openai.embeddings(body, principal, measured)
             case "POST", "/v1/completions":
                 measured = self._measured(request, principal, len(body), "Completions")
                 return await self._openai.generate("completion", body, principal, measured)

@@ -13,10 +13,15 @@ from outcrop.checkpoints.quantisation import Quantisation, quantisation
 from outcrop.checkpoints.rope import rope_problem
 
 
-def checked_config(files: CheckpointFiles, available: Available) -> tuple[Family, Config, Quantisation | None]:
-    """The family, its config in our spelling, how it is quantised. Raises CheckpointRejected with every problem."""
+def checked_config(
+    files: CheckpointFiles, available: Available, *, embeds: bool = False
+) -> tuple[Family, Config, Quantisation | None]:
+    """The family, its config in our spelling, how it is quantised. Raises CheckpointRejected with every problem.
+
+    *embeds*: the bare model, without its head, is one too.
+    """
     raw = read_json(files, "config.json", "Upload the model's config.json beside the weights.")
-    family = _family(raw, available)
+    family = _family(raw, available, embeds=embeds)
     config = family.read(raw)
     problems = list(_config_problems(family, config))
     quantised = None
@@ -29,12 +34,15 @@ def checked_config(files: CheckpointFiles, available: Available) -> tuple[Family
     return family, config, quantised
 
 
-def _family(config: Config, available: Available) -> Family:
+def _family(config: Config, available: Available, *, embeds: bool) -> Family:
     named = config.get("model_type")
     family = FAMILIES.get(named) if isinstance(named, str) else None
     architectures = config.get("architectures") or []
     architectures = architectures if isinstance(architectures, list) else [architectures]
-    if family is not None and (not architectures or set(family.architectures) & set(map(str, architectures))):
+    known = set(family.architectures) if family else set()
+    if embeds:
+        known |= {name.replace("ForCausalLM", "Model") for name in known}
+    if family is not None and (not architectures or known & set(map(str, architectures))):
         return family
     for architecture in map(str, architectures):
         if engines := available.supporting(architecture):

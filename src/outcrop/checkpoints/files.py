@@ -12,6 +12,8 @@ from outcrop.checkpoints.problems import CheckpointRejected
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
+MODULES, POOLING = "modules.json", "1_Pooling/config.json"  # of sentence-transformers
+IN_FOLDERS = (POOLING,)  # all else lies directly in the checkpoint's folder
 TEXTS = (
     "config.json",
     "generation_config.json",
@@ -24,17 +26,23 @@ TEXTS = (
     "chat_template.jinja",
     "chat_template.json",
     "adapter_config.json",
+    MODULES,
+    POOLING,
     INDEX,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
-    """What the check reads: *sizes* of all files, *texts* by name, *headers* (length field and JSON) by shard."""
+    """What the check reads: *sizes* of all files, *texts* by name, *headers* (length field and JSON) by shard.
+
+    *pooling*: what the importer says of a model that is to give embeddings; None leaves it to the files.
+    """
 
     sizes: Mapping[str, int]
     texts: Mapping[str, bytes]
     headers: Mapping[str, bytes]
+    pooling: str | None = None
 
 
 def wanted_texts(names: Iterable[str]) -> list[str]:

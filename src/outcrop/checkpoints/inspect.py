@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from outcrop.checkpoints.config import Config, closing_window
 from outcrop.checkpoints.config_check import checked_config
+from outcrop.checkpoints.embedding import Embedding, read_embedding, with_prefix
 from outcrop.checkpoints.engines import CPU_ONLY, LLAMA_CPP, Available, EngineVerdict, llama_cpp_obstacles, verdicts
 from outcrop.checkpoints.families import FAMILIES, Family
 from outcrop.checkpoints.files import CheckpointFiles
@@ -36,6 +37,7 @@ class Checkpoint:
 
     *config* is in our spelling (``Family.read``). *context_tokens* is what *engine* serves exactly. *notes* are for
     people: what differs from what they may expect. *quantisation* is None for floating point.
+    *embedding*: how it embeds; None for a model that generates.
     """
 
     family: Family
@@ -55,6 +57,7 @@ class Checkpoint:
     notes: tuple[str, ...]
     quantisation: Quantisation | None
     kv_bytes_full_context: int
+    embedding: Embedding | None = None
 
     @property
     def modality(self) -> str:
@@ -98,10 +101,15 @@ def inspect(files: CheckpointFiles, available: Available = CPU_ONLY) -> Checkpoi
             problems.extend(exc.problems)
             return None
 
-    checked = attempt(lambda: checked_config(files, available))
-    read = attempt(lambda: read_tokenizer(files.texts))
+    embedding = attempt(lambda: read_embedding(files))
+    checked = attempt(lambda: checked_config(files, available, embeds=embedding is not None))
+    read = attempt(lambda: read_tokenizer(files.texts, may_end=embedding is not None))
     tokenizer, cannot = read or (None, None)
     tensors = attempt(lambda: read_tensors(files))
+    if embedding is not None and tensors is not None:
+        tensors = with_prefix(tensors)
+        if checked and "lm_head.weight" not in tensors:
+            checked = checked[0], {**checked[1], "tie_word_embeddings": True}, checked[2]
     eos = attempt(lambda: eos_ids(files, tokenizer)) if checked and tokenizer else None
     bos = attempt(lambda: bos_id(files, tokenizer)) if tokenizer else None
     template = attempt(lambda: chat_template(files))
@@ -116,7 +124,7 @@ def inspect(files: CheckpointFiles, available: Available = CPU_ONLY) -> Checkpoi
         problems += _unserved(family, config, quantised, cannot, engines, available)
     if problems or checked is None or tokenizer is None or tensors is None or eos is None:
         raise CheckpointRejected(list(dict.fromkeys(problems)))
-    return _described(*checked, tensors, engines, tokenizer, eos, bos, template)
+    return _described(*checked, tensors, engines, tokenizer, eos, bos, template, embedding)
 
 
 def _described(
@@ -129,6 +137,7 @@ def _described(
     eos: tuple[int, ...],
     bos: int | None,
     template: str | None,
+    embedding: Embedding | None,
 ) -> Checkpoint:
     expected = family.tensors(config) if family.tensors else None
     names = tensors if expected is None or quantised else expected
@@ -158,6 +167,7 @@ def _described(
         engines=engines,
         notes=tuple(_notes(family, config, engines, chosen, tokenizer)),
         quantisation=quantised,
+        embedding=embedding,
     )
 
 

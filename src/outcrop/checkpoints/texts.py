@@ -28,7 +28,8 @@ def chat_template(files: CheckpointFiles) -> str | None:
 
 def eos_ids(files: CheckpointFiles, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Every token that ends a text, as vLLM takes them: the tokenizer's and those of both configs."""
-    found = [_named_token(files, tokenizer, "eos_token")]
+    found = [tokenizer.id_of(tokenizer.eos)] if tokenizer.eos else []
+    found.append(_named_token(files, tokenizer, "eos_token"))
     for name in ("generation_config.json", "config.json"):
         value = optional_json(files, name).get("eos_token_id")
         found += value if isinstance(value, list) else [value]

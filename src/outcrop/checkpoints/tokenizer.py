@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -31,10 +31,10 @@ _ITSELF = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
 _BYTES = frozenset(map(chr, [*_ITSELF, *range(0x100, 0x100 + 256 - len(_ITSELF))]))
 
 
-def parse_tokenizer(raw: bytes) -> Tokenizer:
+def parse_tokenizer(raw: bytes, *, may_end: bool = False) -> Tokenizer:
     """Raises EngineCannot for what the CPU engine could not reproduce exactly, CheckpointRejected for a broken file."""
     with _named_failures():
-        return _tokenizer(_Document.of(raw))
+        return _tokenizer(_Document.of(raw), may_end=may_end)
 
 
 @contextmanager
@@ -115,11 +115,12 @@ def parse_plainly(raw: bytes) -> Tokenizer:
         return Tokenizer(kind="other", tokens=tokens, special=special, added=added)
 
 
-def _tokenizer(document: _Document) -> Tokenizer:
+def _tokenizer(document: _Document, *, may_end: bool) -> Tokenizer:
     top, model = document.top, document.model
+    bos, eos = _around(top.get("post_processor"), may_end=may_end)
     kind = model.get("type", "BPE")
     if sentencepiece.is_kind(model):
-        return sentencepiece.from_json(document.whole(), _leading_token(top.get("post_processor")))
+        return replace(sentencepiece.from_json(document.whole(), bos), eos=eos)
     if kind != "BPE":
         raise refused(f"is a {kind} tokenizer; BPE and SentencePiece kinds are supported")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
@@ -136,7 +137,8 @@ def _tokenizer(document: _Document) -> Tokenizer:
         added=frozenset(token["id"] for token in added),
         merges=merges,
         pre=pre_tokenizer(top.get("pre_tokenizer"), bool(model.get("ignore_merges"))),
-        bos=_leading_token(top.get("post_processor")),
+        bos=bos,
+        eos=eos,
         nfc=_is_nfc(top.get("normalizer")),
     )
 
@@ -173,16 +175,18 @@ def _is_nfc(node: Any) -> bool:
     return bool(kinds)
 
 
-def _leading_token(node: Any) -> str | None:
-    """The beginning-of-text token that the tokenizer adds; anything else that it adds is refused."""
+def _around(node: Any, *, may_end: bool) -> tuple[str | None, str | None]:
+    """The tokens that the tokenizer adds before and, with *may_end*, after a text; all else that it adds is refused."""
     for step in steps(node, "processors"):
         if step["type"] == "ByteLevel":  # offsets only
             continue
         if step["type"] != "TemplateProcessing":
             raise refused(f"adds tokens by {step['type']}, which the engine does not")
         parts = ["" if "Sequence" in part else str(part["SpecialToken"]["id"]) for part in step["single"]]
-        if len(parts) > 2 or parts[-1]:
+        at = parts.index("") if "" in parts else 0
+        before, after = parts[:at], parts[at + 1 :]
+        if len(before) > 1 or len(after) > may_end:
             around = " ".join(part or "text" for part in parts)
             raise refused(f"surrounds text with tokens ({around}); one token before it is supported")
-        return parts[0] or None
-    return None
+        return before[0] if before else None, after[0] if after else None
+    return None, None

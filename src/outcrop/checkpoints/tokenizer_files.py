@@ -15,8 +15,11 @@ FILES = (tokenizer.FILE, sentencepiece.FILE, tekken.FILE)  # the first that is t
 _NO_BOS = ("T5", "Qwen2")  # tokenizer classes that put no token before a text unless told to
 
 
-def read_tokenizer(texts: Mapping[str, bytes]) -> tuple[Tokenizer, EngineCannot | None]:
-    """The tokenizer, and why the CPU engine cannot follow it (None when it can). Raises CheckpointRejected."""
+def read_tokenizer(texts: Mapping[str, bytes], *, may_end: bool = False) -> tuple[Tokenizer, EngineCannot | None]:
+    """The tokenizer, and why the CPU engine cannot follow it (None when it can). Raises CheckpointRejected.
+
+    *may_end*: a token after each text is followed too, as models that embed have one.
+    """
     name = next((name for name in FILES if name in texts), None)
     if name is None:
         raise CheckpointRejected.of(
@@ -27,7 +30,7 @@ def read_tokenizer(texts: Mapping[str, bytes]) -> tuple[Tokenizer, EngineCannot 
     raw = texts[name]
     try:
         if name == tokenizer.FILE:
-            return tokenizer.parse_tokenizer(raw), None
+            return tokenizer.parse_tokenizer(raw, may_end=may_end), None
         if name == sentencepiece.FILE:
             return sentencepiece.parse_model(raw, _added(texts), _adds_bos(texts)), None
         return tekken.parse_tekken(raw), None

@@ -121,6 +121,7 @@ class Tokenizer:
     merges: Sequence[str] = ()
     pre: str = ""
     bos: str | None = None  # the token that the post-processor puts first
+    eos: str | None = None  # the one that it puts last; only of models that embed
     nfc: bool = False
     scores: Mapping[int, float] | None = None
     bytes_: frozenset[int] = frozenset()

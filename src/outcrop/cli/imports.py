@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from outcrop.checkpoints.embedding import POOLINGS
+from outcrop.checkpoints.files import IN_FOLDERS
 from outcrop.cli.client import HOME, JSON, Client, connect, echo_json, show
 from outcrop.errors import BadSetting
 from outcrop.ids import random_id
@@ -32,13 +34,18 @@ def import_model(
     accept_broken: bool = typer.Option(
         False, "--accept-broken", help="Import even what the proof run calls broken (NaN, one token for ever)."
     ),
+    embedding: str | None = typer.Option(
+        None,
+        help=f"The model gives embeddings, its tokens pooled so ({', '.join(POOLINGS)}); the default is what a "
+        "sentence-transformers checkpoint says.",
+    ),
     wait: bool = typer.Option(True, "--wait/--no-wait", help="Follow the job to its end."),
     home: Path | None = HOME,
     as_json: bool = JSON,
 ) -> None:
     """Import a checkpoint (Hugging Face safetensors). Exits with 1 and the reason when the import fails."""
     client = connect(home)
-    chosen = tags(quantize, accepts_any_proof=accept_broken)
+    chosen = tags(quantize, accepts_any_proof=accept_broken, pooling=embedding)
     uri = source if source.startswith("s3://") else _upload(client, Path(source), name)
     bedrock = client.aws("bedrock")
     arn = bedrock.create_model_import_job(
@@ -119,12 +126,14 @@ def _upload(client: Client, folder: Path, name: str) -> str:
     prefix = f"{name}-{random_id(8)}"
     target = client.settings.buckets / BUCKET / prefix
     target.mkdir(parents=True)
-    for path in folder.iterdir():
+    for path in [*folder.iterdir(), *(folder / inner for inner in IN_FOLDERS)]:
         if path.is_file():
+            place = target / path.relative_to(folder)
+            place.parent.mkdir(exist_ok=True)
             try:
-                (target / path.name).hardlink_to(path.resolve())
+                place.hardlink_to(path.resolve())
             except OSError:
-                shutil.copyfile(path, target / path.name)
+                shutil.copyfile(path, place)
     return f"s3://{BUCKET}/{prefix}/"
 
 

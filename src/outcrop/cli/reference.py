@@ -78,7 +78,12 @@ def compatibility_page() -> str:
     for name, done in IMPLEMENTED.items():
         parts += ["", f"## {name}", "", "| operation | implemented | notes |", "| --- | --- | --- |"]
         parts += [_operation_row(operation, done) for operation in sorted(Service(name).operations)]
-    parts += ["", "## OpenAI", "", "`POST /v1/chat/completions`, `POST /v1/completions`, `GET /v1/models[/{model}]`."]
+    parts += [
+        "",
+        "## OpenAI",
+        "",
+        "`POST /v1/chat/completions`, `POST /v1/completions`, `POST /v1/embeddings`, `GET /v1/models[/{model}]`.",
+    ]
     return "\n".join(parts) + "\n"
 
 

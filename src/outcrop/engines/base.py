@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from outcrop.engines.occupancy import Occupancy
 from outcrop.inference.canonical import Chunk, Completion, GenerateRequest
+from outcrop.inference.embeddings import Embeddings, EmbedRequest
 
 
 class Endpoint(Struct, frozen=True):
@@ -32,6 +33,8 @@ class CopySpec(Struct, frozen=True):
     weight_bytes: int = 0  # mapped from the artefact, shared by its copies
     kv_bytes: int = 0  # the key-value cache of all slots
     start_s: float = 0.0  # what the engine's own start is known to take, beside the weights; deadlines allow for it
+    pooling: str | None = None  # last, mean or cls: the copy gives embeddings
+    normalizes: bool = True  # its vectors have unit length
 
 
 class Engine(Protocol):
@@ -75,6 +78,10 @@ class Engine(Protocol):
 
     async def count_tokens(self, endpoint: Endpoint, request: GenerateRequest) -> int:
         """How many tokens the engine would read for *request*, chat template included; nothing is generated."""
+        ...
+
+    async def embed(self, endpoint: Endpoint, request: EmbedRequest, *, normalize: bool) -> Embeddings:
+        """The vectors of a copy that embeds, whole; *normalize*: brought to unit length."""
         ...
 
     async def tokenize(self, endpoint: Endpoint, text: str) -> list[int]:

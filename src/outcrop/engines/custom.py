@@ -19,6 +19,7 @@ from outcrop.engines.llama_cpp_request import CHAT, COMPLETION, Plan, alternativ
 from outcrop.engines.occupancy import Occupancy, from_prometheus
 from outcrop.errors import BadSetting, EngineFault, InvalidRequest
 from outcrop.inference.canonical import Completion, GenerateRequest
+from outcrop.inference.embeddings import Embeddings, EmbedRequest
 
 NAME = "custom"
 
@@ -65,6 +66,11 @@ class OpenAIServer(LlamaCpp):
     async def occupancy(self, endpoint: Endpoint) -> Occupancy | None:
         page = await self._page(endpoint, "/metrics")
         return None if page is None else from_prometheus(page.decode(errors="replace"))
+
+    async def embed(self, endpoint: Endpoint, request: EmbedRequest, *, normalize: bool) -> Embeddings:
+        """All inputs at once: such an engine batches by itself. Whether vectors have unit length is its own matter."""
+        body = {"input": request.inputs, "encoding_format": "base64"}
+        return await self._vectors(endpoint, body, len(request.inputs))
 
     async def tokenize(self, endpoint: Endpoint, text: str, *, add_special: bool = False) -> list[int]:
         raise EngineFault("the OpenAI API has no tokenizer to ask")

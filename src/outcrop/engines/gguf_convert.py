@@ -31,7 +31,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from outcrop.checkpoints.files import CheckpointFiles, wanted_texts
+from outcrop.checkpoints.embedding import POOLINGS
+from outcrop.checkpoints.files import IN_FOLDERS, CheckpointFiles, wanted_texts
 from outcrop.checkpoints.inspect import Checkpoint, inspect
 from outcrop.checkpoints.problems import CheckpointRejected
 from outcrop.checkpoints.safetensors_header import MAX_HEADER_BYTES, TensorInfo
@@ -59,10 +60,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="GGUF file to write")
     parser.add_argument("--dtype", choices=["auto", "f32", "bf16", "f16"], default="auto")
     parser.add_argument("--quantize", choices=sorted(QUANTISED), help="pack matrices; the default keeps every bit")
+    parser.add_argument("--embedding", choices=POOLINGS, help="the model embeds, pooled so, whatever its files say")
     arguments = parser.parse_args()
     part = arguments.out.with_name(arguments.out.name + ".part")
     try:
-        done = convert(arguments.checkpoint, part, arguments.dtype, arguments.quantize)
+        done = convert(arguments.checkpoint, part, arguments.dtype, arguments.quantize, arguments.embedding)
         part.replace(arguments.out)
         _sync_folder(arguments.out.parent)
     except CheckpointRejected as exc:
@@ -83,9 +85,11 @@ def main() -> int:
     return 0
 
 
-def convert(folder: Path, out: Path, dtype: str, quantise: str | None = None) -> dict[str, Any]:
+def convert(
+    folder: Path, out: Path, dtype: str, quantise: str | None = None, pooling: str | None = None
+) -> dict[str, Any]:
     """Write *out*; what the ``done`` event carries."""
-    checkpoint = read(folder)
+    checkpoint = read(folder, pooling)
     if checkpoint.family.gguf is None:
         raise CheckpointRejected.of(f"The CPU engine does not serve {checkpoint.family.label}.", "config.json")
     target = _target(checkpoint, dtype)
@@ -129,14 +133,15 @@ def convert(folder: Path, out: Path, dtype: str, quantise: str | None = None) ->
     }
 
 
-def read(folder: Path) -> Checkpoint:
+def read(folder: Path, pooling: str | None = None) -> Checkpoint:
     """The checked description of *folder*."""
-    return inspect(read_files(folder))
+    return inspect(read_files(folder, pooling))
 
 
-def read_files(folder: Path) -> CheckpointFiles:
-    """What the check reads of *folder*."""
-    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+def read_files(folder: Path, pooling: str | None = None) -> CheckpointFiles:
+    """What the check reads of *folder*. *pooling*: what the importer says of a model that embeds."""
+    paths = [*folder.iterdir(), *(folder / name for name in IN_FOLDERS)]
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path.is_file()}
     headers: dict[str, bytes] = {}
     for name in sizes:
         if name.endswith(".safetensors"):
@@ -144,7 +149,7 @@ def read_files(folder: Path) -> CheckpointFiles:
                 head = file.read(8)
                 headers[name] = head + file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES))
     texts = {name: (folder / name).read_bytes() for name in wanted_texts(sizes)}
-    return CheckpointFiles(sizes, texts, headers)
+    return CheckpointFiles(sizes, texts, headers, pooling)
 
 
 def _target(checkpoint: Checkpoint, dtype: str) -> str:

@@ -85,8 +85,8 @@ def describe_tokenizer(writer: Any, checkpoint: Checkpoint) -> list[str]:
         if found.charsmap:
             writer.add_precompiled_charsmap(found.charsmap)
     writer.add_add_bos_token(found.bos is not None)
-    if found.kind != "bpe":
-        writer.add_add_eos_token(False)
+    if found.kind != "bpe" or found.eos is not None:
+        writer.add_add_eos_token(found.eos is not None)
     if checkpoint.bos_token_id is not None:
         writer.add_bos_token_id(checkpoint.bos_token_id)
     if checkpoint.chat_template is not None:

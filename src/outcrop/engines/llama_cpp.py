@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import math
 import sys
 import uuid
+from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
@@ -23,10 +26,12 @@ from outcrop.engines.prompt_logprobs import prompt_logprobs
 from outcrop.engines.tool_text import joined
 from outcrop.errors import EngineFault, EngineTimeout, InvalidRequest, PromptTooLong, ServiceError
 from outcrop.inference.canonical import Choice, Chunk, Completion, GenerateRequest, Usage
+from outcrop.inference.embeddings import Embeddings, EmbedRequest
 
 T = TypeVar("T")
 
 NAME = "llama.cpp"
+EMBEDDINGS = "/v1/embeddings"
 MOST_SLOTS = 32
 MOST_TEMPLATES = 256  # copies whose templates are remembered; an older one is asked again
 _CONNECT_TIMEOUT_S = 10.0
@@ -95,6 +100,16 @@ class _Tokens(msgspec.Struct):
     tokens: list[int]
 
 
+class _Vector(msgspec.Struct):
+    embedding: str | list[float]
+    index: int = 0
+
+
+class _Vectors(msgspec.Struct):
+    data: list[_Vector]
+    usage: _Usage
+
+
 class _Count(msgspec.Struct):
     input_tokens: int
 
@@ -110,6 +125,7 @@ class _Prompt(msgspec.Struct):
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_tokens = msgspec.json.Decoder(_Tokens).decode
+_decode_vectors = msgspec.json.Decoder(_Vectors).decode
 _decode_count = msgspec.json.Decoder(_Count).decode
 _decode_props = msgspec.json.Decoder(_Props).decode
 _decode_prompt = msgspec.json.Decoder(_Prompt).decode
@@ -142,6 +158,7 @@ class LlamaCpp:
             "slots": spec.slots,
             "threads": spec.threads,
             "kv_f32": spec.kv_f32,
+            "pooling": spec.pooling,
         }
         return _encode(config) + b"\n"
 
@@ -253,6 +270,25 @@ class LlamaCpp:
                 return _read(_decode_count, await response.read()).input_tokens
         return len(await self._prompt_tokens(endpoint, how))
 
+    async def embed(self, endpoint: Endpoint, request: EmbedRequest, *, normalize: bool) -> Embeddings:
+        """One input at a time: a batch would take as many of the engine's slots as it has inputs."""
+        each = [await self._embed(endpoint, one, normalize=normalize) for one in request.inputs]
+        return Embeddings(
+            vectors=[one.vectors[0] for one in each], prompt_tokens=sum(one.prompt_tokens for one in each)
+        )
+
+    async def _embed(self, endpoint: Endpoint, one: str | list[int], *, normalize: bool) -> Embeddings:
+        # 2 is the Euclidean norm; llama.cpp reads it beside OpenAI's own fields.
+        body = {"input": [one], "encoding_format": "base64", "embd_normalize": 2 if normalize else -1}
+        return await self._vectors(endpoint, body, 1)
+
+    async def _vectors(self, endpoint: Endpoint, body: Mapping[str, Any], count: int) -> Embeddings:
+        async with self._ask(endpoint, EMBEDDINGS, body) as response:
+            found = _embeddings(_read(_decode_vectors, await response.read()))
+        if len(found.vectors) != count:
+            raise EngineFault(f"the engine gave {len(found.vectors)} embeddings for {count} inputs")
+        return found
+
     async def _plan(self, endpoint: Endpoint, request: GenerateRequest) -> Plan:
         template = await self._template(endpoint) if request.kind == "chat" else PLAIN
         how = plan(request, template)
@@ -346,6 +382,16 @@ class LlamaCpp:
             raise EngineTimeout(f"the engine sent nothing for {self._request_timeout_s:g} s") from exc
         except OSError as exc:
             raise EngineFault(f"the connection to the engine broke: {exc or type(exc).__name__}") from exc
+
+
+def _embeddings(answer: _Vectors) -> Embeddings:
+    vectors = [
+        base64.b64decode(item.embedding) if isinstance(item.embedding, str) else array("f", item.embedding).tobytes()
+        for item in sorted(answer.data, key=lambda item: item.index)
+    ]
+    if not all(math.isfinite(value) for vector in vectors for value in array("f", vector)):
+        raise EngineFault("the engine's embedding is not a number: the weights are damaged or overflow")
+    return Embeddings(vectors=vectors, prompt_tokens=answer.usage.prompt_tokens)
 
 
 def _read(decode: Callable[[bytes], T], data: bytes) -> T:

@@ -27,6 +27,7 @@ class ChildConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slots: int
     threads: int
     kv_f32: bool
+    pooling: str | None = None  # the copy gives embeddings
 
 
 def server_params(config: ChildConfig) -> Any:
@@ -50,6 +51,11 @@ def server_params(config: ChildConfig) -> Any:
     params.cache_type_v = cache_type
     if config.kv_f32:  # flash attention on the CPU rounds to half precision
         params.flash_attn_type = xlc.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    if config.pooling is not None:
+        params.embedding = True
+        params.pooling_type = getattr(xlc.llama_pooling_type, f"LLAMA_POOLING_TYPE_{config.pooling.upper()}")
+        if config.pooling != "last":  # all tokens of a text must be in one batch
+            params.n_batch = params.n_ubatch = config.context_tokens
     params.warmup = False
     params.use_jinja = True
     params.ui = False

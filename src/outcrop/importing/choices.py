@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from outcrop.checkpoints.embedding import POOLINGS
 from outcrop.errors import InvalidRequest
 
 QUANTISATION_TAG = "outcrop:quantization"
 PROOF_TAG = "outcrop:proof"
+EMBEDDING_TAG = "outcrop:embedding"
 QUANTISATIONS = ("q8_0", "q4_0")
 _PROOF_ACCEPT = "accept"
 
@@ -18,11 +20,14 @@ _PROOF_ACCEPT = "accept"
 class Choices:
     """*quantise*: the type that the CPU engine's matrices are packed to; None keeps the checkpoint's precision.
 
+    *pooling*: the model embeds, its tokens pooled so; None leaves it to the checkpoint's files.
+
     *accepts_any_proof*: a model that the proof run calls broken is kept with a note.
     """
 
     quantise: str | None = None
     accepts_any_proof: bool = False
+    pooling: str | None = None
 
     @classmethod
     def of(cls, request: Mapping[str, Any]) -> Choices:
@@ -39,10 +44,20 @@ class Choices:
                 f"The job tag {PROOF_TAG} is {proof!r}; use {_PROOF_ACCEPT!r} to import a model that the proof run "
                 "calls broken, or leave it out."
             )
-        return cls(quantise=quantise, accepts_any_proof=proof is not None)
+        pooling = tags.get(EMBEDDING_TAG)
+        if pooling is not None and pooling not in POOLINGS:
+            raise InvalidRequest(
+                f"The job tag {EMBEDDING_TAG} is {pooling!r}; use {', '.join(POOLINGS)} to import a model that gives "
+                "embeddings, or leave it out."
+            )
+        return cls(quantise=quantise, accepts_any_proof=proof is not None, pooling=pooling)
 
 
-def tags(quantise: str | None, *, accepts_any_proof: bool) -> list[dict[str, str]]:
+def tags(quantise: str | None, *, accepts_any_proof: bool, pooling: str | None = None) -> list[dict[str, str]]:
     """The job tags that say these choices."""
-    said = {QUANTISATION_TAG: quantise, PROOF_TAG: _PROOF_ACCEPT if accepts_any_proof else None}
+    said = {
+        QUANTISATION_TAG: quantise,
+        PROOF_TAG: _PROOF_ACCEPT if accepts_any_proof else None,
+        EMBEDDING_TAG: pooling,
+    }
     return [{"key": key, "value": value} for key, value in said.items() if value is not None]

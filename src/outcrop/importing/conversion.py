@@ -40,10 +40,13 @@ class Converted:
         )
 
 
-async def convert(folder: Path, *, heard: Callable[[float], None], quantise: str | None = None) -> Converted:
+async def convert(
+    folder: Path, *, heard: Callable[[float], None], quantise: str | None = None, pooling: str | None = None
+) -> Converted:
     """Make ``model.gguf`` from *folder*/checkpoint unless an earlier run did; *heard* gets the share done (0..1).
 
     *quantise*: the type that matrices are packed to (``q8_0``, ``q4_0``); None keeps the checkpoint's precision.
+    *pooling*: what the importer says of a model that embeds.
 
     Raises CheckpointRejected for weights that cannot be used, StorageFull when the disk is, ServiceFault else.
     """
@@ -52,6 +55,7 @@ async def convert(folder: Path, *, heard: Callable[[float], None], quantise: str
         return Converted.from_event(json.loads(record.read_bytes()))
     argv = ["-m", "outcrop.engines.gguf_convert", "--checkpoint", str(folder / "checkpoint"), "--out", str(artifact)]
     argv += ["--quantize", quantise] if quantise else []
+    argv += ["--embedding", pooling] if pooling else []
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *argv,

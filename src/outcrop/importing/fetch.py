@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from outcrop.checkpoints.inspect import Checkpoint
@@ -40,6 +41,8 @@ class Fetch:
         self._notes = await in_thread(self._store.noted, self._job_id)
         self._sizes = {name: found.sources[name].size_bytes for name in found.names}
         wanted = await self._source.vouched(found.sources[name] for name in found.names)
+        for below in {parent for file in wanted if (parent := (folder / file.name).parent) != folder}:
+            await in_thread(partial(below.mkdir, parents=True, exist_ok=True))
         await self._reuse(wanted, heard)
         missing = [file for file in wanted if file.name not in self._notes]
         await self._reserve(checkpoint, missing)

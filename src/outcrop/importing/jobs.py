@@ -225,7 +225,7 @@ class Importer:
         converted = None
         if engine == LLAMA_CPP:
             await self._enter(work, Phase.CONVERTING)
-            converted = await self._convert(work, choices.quantise)
+            converted = await self._convert(work, choices)
         await self._enter(work, Phase.PROVING)
         model = _model(job, checkpoint, engine, converted, notes, scanned)
         folder = await in_thread(self._whereabouts, job)
@@ -276,7 +276,8 @@ class Importer:
             if is_fetched
             else open_source(job.s3_uri, self._settings, role_arn=job.role_arn, session=job.job_id)
         )
-        found = await preflight(work.source, await self._engines_for(job))
+        pooling = Choices.of(job.request).pooling
+        found = await preflight(work.source, await self._engines_for(job), pooling=pooling)
         await self._save(work, detail=work.noted(report=report(found)))
         return found
 
@@ -309,9 +310,14 @@ class Importer:
         await self._save(work, detail=work.noted(transfer=meter.facts(time.monotonic())))
         return files
 
-    async def _convert(self, work: _Work, quantise: str | None) -> Converted:
+    async def _convert(self, work: _Work, choices: Choices) -> Converted:
         folder = await in_thread(self._whereabouts, work.job)
-        return await convert(folder, heard=lambda share: self._report(work, share), quantise=quantise)
+        return await convert(
+            folder,
+            heard=lambda share: self._report(work, share),
+            quantise=choices.quantise,
+            pooling=choices.pooling,
+        )
 
     async def _enter(self, work: _Work, phase: Phase) -> None:
         self._clock_phase(work)
@@ -392,7 +398,7 @@ def _model(
         job_name=job.job_name,
         s3_uri=job.s3_uri,
         architecture=checkpoint.model_type,
-        instruct_supported=checkpoint.chat_template is not None,
+        instruct_supported=checkpoint.chat_template is not None and checkpoint.embedding is None,
         model_units=checkpoint.model_units,
         artifact=f"models/{job.model_id}/model.gguf",
         facts={
@@ -404,6 +410,7 @@ def _model(
             "kv_bytes_per_token": checkpoint.kv_bytes_per_token,
             "parameters": checkpoint.parameters,
             "weight_bytes": checkpoint.weight_bytes,
+            **({"embedding": asdict(checkpoint.embedding)} if checkpoint.embedding else {}),
             **made,
             "notes": notes,
             "scan": dict(scanned),
@@ -414,7 +421,7 @@ def _model(
 
 def _proof_request(checkpoint: Checkpoint) -> GenerateRequest:
     body: dict[str, Any] = {"max_tokens": 1, "temperature": 0}  # the time to its first token is measured
-    if checkpoint.chat_template is not None:
+    if checkpoint.chat_template is not None and checkpoint.embedding is None:
         return GenerateRequest("chat", {**body, "messages": [{"role": "user", "content": "Hello"}]})
     return GenerateRequest("completion", {**body, "prompt": "Hello"})
 

@@ -51,13 +51,16 @@ class Preflight:
         return self.checkpoint
 
 
-async def preflight(source: Source, available: Available = CPU_ONLY) -> Preflight:
-    """Read what is needed from *source* and check it for the engines *available*. Raises the source's errors only."""
+async def preflight(source: Source, available: Available = CPU_ONLY, *, pooling: str | None = None) -> Preflight:
+    """Read what is needed from *source* and check it for the engines *available*. Raises the source's errors only.
+
+    *pooling*: what the importer says of a model that is to give embeddings.
+    """
     async with chat_probe() as render:
-        return await _preflight(source, render, available)
+        return await _preflight(source, render, available, pooling)
 
 
-async def _preflight(source: Source, render: Render, available: Available) -> Preflight:
+async def _preflight(source: Source, render: Render, available: Available, pooling: str | None) -> Preflight:
     sources = await source.files()
     gate = asyncio.Semaphore(READS_AT_A_TIME)
 
@@ -78,6 +81,7 @@ async def _preflight(source: Source, render: Render, available: Available) -> Pr
         sizes={name: file.size_bytes for name, file in sources.items()},
         texts=dict(task.result() for task in read_texts),
         headers=dict(task.result() for task in read_heads),
+        pooling=pooling,
     )
     return await _judged(source.uri, sources, files, render, available)
 

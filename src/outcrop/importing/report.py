@@ -44,7 +44,8 @@ def _described(found: Preflight, checkpoint: Checkpoint) -> dict[str, Any]:
         "weight_bytes": checkpoint.weight_bytes,
         "shards": len(checkpoint.shards),
         "context_tokens": checkpoint.context_tokens,
-        "chat": checkpoint.chat_template is not None,
+        "chat": checkpoint.chat_template is not None and checkpoint.embedding is None,
+        "embedding": asdict(checkpoint.embedding) if checkpoint.embedding else None,
         "end_of_text_ids": list(checkpoint.eos_token_ids),
         "units_per_copy": checkpoint.model_units,
         "engine": checkpoint.engine,
@@ -69,7 +70,11 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
         yield f"{kind}, {_count(told['parameters'])} parameters in {told['dtype']}{packed}"
         yield f"  weights        {_size(told['weight_bytes'])} in {told['shards']} file(s), {told['source']}"
         yield f"  context        {told['context_tokens']} tokens, {_size(told['kv_bytes_per_token'])} of cache each"
-        yield f"  chat           {'yes' if told['chat'] else 'no chat template: completions only'}"
+        if embedding := told["embedding"]:
+            unit = "unit length" if embedding["normalize"] else "as computed"
+            yield f"  embeddings     pooled by {embedding['pooling']}, {unit}"
+        else:
+            yield f"  chat           {'yes' if told['chat'] else 'no chat template: completions only'}"
         yield f"  units per copy {told['units_per_copy']}"
         for entry in told["engines"]:
             state = "serves it" if entry["serves"] else f"does not: {entry['reason']}"

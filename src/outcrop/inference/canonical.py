@@ -68,3 +68,4 @@ class ModelFacts(Struct, frozen=True):
     has_chat_template: bool
     dialect: str | None = None  # what bodies with "prompt" are answered in; None: what their keys select
     takes_images: bool = False
+    embeds: bool = False  # gives embeddings and generates nothing

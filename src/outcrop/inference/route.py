@@ -12,6 +12,7 @@ from typing import Any
 from outcrop.errors import InvalidRequest
 from outcrop.inference.answer import BodyDialect
 from outcrop.inference.bedrock_completion import BEDROCK_COMPLETION
+from outcrop.inference.canonical import ModelFacts
 from outcrop.inference.mistral import MISTRAL
 from outcrop.inference.openai_chat import OPENAI_CHAT
 from outcrop.inference.openai_completion import OPENAI_COMPLETION
@@ -32,11 +33,19 @@ DIALECTS: Mapping[str, BodyDialect] = {
 }
 
 
-def dialect_for(body: Mapping[str, Any], own: str | None = None) -> BodyDialect:
-    """The format of *body* (AWS, "Invoke your imported model"); raises InvalidRequest when it has none.
+def refuse_to_generate(model: ModelFacts) -> None:
+    """Raise InvalidRequest when *model* gives embeddings only."""
+    if model.embeds:
+        raise InvalidRequest(
+            f'model {model.name} gives embeddings and generates no text; send "input", or use /v1/embeddings',
+            param="model",
+        )
 
-    *own*: the model's own, one of ``DIALECTS``, or None.
-    """
+
+def dialect_for(body: Mapping[str, Any], model: ModelFacts) -> BodyDialect:
+    """The format of *body* (AWS, "Invoke your imported model"); raises InvalidRequest when it has none."""
+    refuse_to_generate(model)
+    own = model.dialect
     present = {key for key, value in body.items() if value is not None}
     if own is not None and "prompt" in present and "messages" not in present:
         return DIALECTS[own]

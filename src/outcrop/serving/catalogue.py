@@ -20,6 +20,9 @@ from outcrop.settings import Settings
 SMALL_ARTIFACT_BYTES = 1_000_000_000  # below this the key-value cache is kept in float32 as well: exact, still small
 
 
+MOST_POOLED_TOKENS = 4096  # of a text whose tokens are pooled together, which are all computed in one batch
+
+
 class Served(Struct, frozen=True):
     """One model with all that a request needs of it."""
 
@@ -124,6 +127,7 @@ class Catalogue:
             context_tokens=self._context(record),
             has_chat_template=record.instruct_supported,
             dialect=record.dialect,
+            embeds=bool(record.facts.get("embedding")),
         )
 
     def spec(self, record: ImportedModel) -> CopySpec:
@@ -131,6 +135,7 @@ class Catalogue:
         context = self._context(record)
         slots = self._settings.slots or default_slots(context, record.facts["kv_bytes_per_token"], self._memory_bytes)
         weight_bytes = record.facts.get("artifact_bytes", record.facts["weight_bytes"])
+        embedding = record.facts.get("embedding")
         kv_f32 = record.facts.get("artifact_dtype") == "f32" and weight_bytes <= SMALL_ARTIFACT_BYTES
         spec = CopySpec(
             model_id=record.model_id,
@@ -141,6 +146,8 @@ class Catalogue:
             kv_f32=kv_f32,
             engine=self._settings.engine_of(record.model_name),
             weight_bytes=weight_bytes,
+            pooling=embedding["pooling"] if embedding else None,
+            normalizes=embedding is None or embedding["normalize"],
             # kv_bytes_per_token counts two bytes a value
             kv_bytes=context * slots * record.facts["kv_bytes_per_token"] * (2 if kv_f32 else 1),
         )
@@ -148,6 +155,9 @@ class Catalogue:
 
     def _context(self, record: ImportedModel) -> int:
         own: int = record.facts["context_tokens"]
+        embedding = record.facts.get("embedding")
+        if embedding and embedding["pooling"] != "last":
+            own = min(own, MOST_POOLED_TOKENS)
         return min(own, self._settings.max_context_tokens) if self._settings.max_context_tokens else own
 
 

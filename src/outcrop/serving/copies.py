@@ -15,6 +15,7 @@ from outcrop.engines.base import CopySpec, Endpoint, Engine
 from outcrop.errors import EngineTimeout
 from outcrop.ids import CopyId
 from outcrop.inference.canonical import Chunk, Completion, GenerateRequest
+from outcrop.inference.embeddings import Embeddings, EmbedRequest
 from outcrop.launchers.local import Process
 from outcrop.serving.demand import Demand
 from outcrop.serving.hold import Ask, HoldQueue
@@ -233,6 +234,13 @@ class Watched:
             raise
         finally:
             self.awaiting_since = None
+
+    async def embed(self, endpoint: Endpoint, request: EmbedRequest, *, normalize: bool) -> Embeddings:
+        try:
+            return await self._engine.embed(endpoint, request, normalize=normalize)
+        except EngineTimeout:
+            self._lease.report_broken()
+            raise
 
     async def count_tokens(self, endpoint: Endpoint, request: GenerateRequest) -> int:
         return await self._engine.count_tokens(endpoint, request)

@@ -9,12 +9,16 @@ from typing import Any
 from msgspec import Struct
 
 from outcrop.inference.canonical import Completion, GenerateRequest
+from outcrop.inference.embeddings import Embeddings, EmbedRequest
 
 PROOF_TOKENS = 16
 MOST_ALIKE = 8  # that many times one token and nothing else, and the model is asked again
 # The first is always asked, the others when its answer is one token over and over. They end differently, so a model
 # that merely echoes its last token (random weights do) answers them differently.
 PROMPTS = ("The capital of France is", "def add(a, b):\n    return", "1, 2, 3, 4,")
+
+
+TEXTS = EmbedRequest(inputs=list(PROMPTS))  # of a model that embeds
 
 
 class ProofReport(Struct, frozen=True):
@@ -71,6 +75,11 @@ def diagnosis(answers: Sequence[Completion]) -> str | None:
     if len(answers) == len(PROMPTS) and len(repeated) == 1 and None not in repeated:
         return f"it answers every prompt with the token {repeated.pop()} alone, from the first step on"
     return None
+
+
+def vectors_diagnosis(found: Embeddings) -> str | None:
+    """Why a model that gave these vectors to different texts does not work; an engine refuses what is no number."""
+    return "it gives different texts one and the same vector" if len(set(found.vectors)) == 1 else None
 
 
 def _entries(answer: Completion) -> Iterator[Mapping[str, Any]]:

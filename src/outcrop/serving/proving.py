@@ -34,6 +34,18 @@ async def prove(
         ready = clock()
         mismatches = await _mismatches(engine, endpoint, probes if engine.can_tokenize else ())
         asked = clock()
+        if spec.pooling is not None:
+            diagnosis = proof.vectors_diagnosis(await engine.embed(endpoint, proof.TEXTS, normalize=True))
+            return ProofReport(
+                spawn_s=round(spawned - begun, 4),
+                load_s=round(ready - spawned, 4),
+                first_token_s=round((clock() - asked) / len(proof.TEXTS.inputs), 4),
+                text="",
+                mismatches=mismatches,
+                tokens_per_s=None,
+                memory_bytes=await asyncio.to_thread(process.peak_memory_bytes),
+                diagnosis=diagnosis,
+            )
         answer = await engine.complete(endpoint, request)
         answered = clock()
         first, *others = proof.PROMPTS

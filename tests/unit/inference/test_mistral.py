@@ -1,3 +1,5 @@
+from msgspec.structs import replace
+
 from outcrop.inference.canonical import Choice, Chunk, Completion
 from outcrop.inference.mistral import MISTRAL
 from outcrop.inference.route import DIALECTS, dialect_for
@@ -26,7 +28,7 @@ def test_a_stream_holds_its_last_output_back_for_the_metrics(ctx, usage, timings
     assert encoder.last(usage, timings) == {"outputs": [{"text": "", "stop_reason": "stop"}]}
 
 
-def test_a_model_s_own_dialect_wins_over_the_keys_of_a_prompt_but_not_of_messages():
+def test_a_model_s_own_dialect_wins_over_the_keys_of_a_prompt_but_not_of_messages(model):
     for own, dialect in DIALECTS.items():
-        assert dialect_for({"prompt": "p", "max_tokens": 1}, own) is dialect
-        assert dialect_for({"messages": []}, own).name == "OpenAIChatCompletion"
+        assert dialect_for({"prompt": "p", "max_tokens": 1}, replace(model, dialect=own)) is dialect
+        assert dialect_for({"messages": []}, replace(model, dialect=own)).name == "OpenAIChatCompletion"

@@ -18,11 +18,11 @@ MESSAGES = [{"role": "user", "content": "hi"}]
         ({"prompt": "p"}, "BedrockCompletion"),
     ],
 )
-def test_the_keys_of_a_body_select_its_format(body, name):
-    assert dialect_for(body).name == name
+def test_the_keys_of_a_body_select_its_format(body, name, model):
+    assert dialect_for(body, model).name == name
 
 
 @pytest.mark.parametrize("body", [{}, {"inputText": "p"}, {"max_tokens": 1}, {"prompt": None}])
-def test_a_body_without_messages_or_prompt_is_refused_with_what_it_lacks(body):
+def test_a_body_without_messages_or_prompt_is_refused_with_what_it_lacks(body, model):
     with pytest.raises(InvalidRequest, match='"messages" or "prompt"'):
-        dialect_for(body)
+        dialect_for(body, model)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from outcrop.checkpoints.files import IN_FOLDERS
 from outcrop.errors import SourceChanged, SourceMissing, SourceUnavailable
 from outcrop.importing.sources.base import SourceFile
 
@@ -36,7 +37,10 @@ def absent(uri: str, hint: str = "") -> SourceMissing:
 
 
 class FolderSource:
-    """Regular files directly in *folder*; *confined*: links that lead out of it are not followed."""
+    """Regular files directly in *folder*, and those of ``IN_FOLDERS`` below it.
+
+    *confined*: links that lead out of it are not followed.
+    """
 
     def __init__(self, uri: str, folder: Path, *, confined: bool) -> None:
         self.uri = uri
@@ -59,13 +63,12 @@ class FolderSource:
         root = self.folder.resolve()
         found = {}
         try:
-            for entry in sorted(self.folder.iterdir()):
+            for entry in [*sorted(self.folder.iterdir()), *(self.folder / name for name in IN_FOLDERS)]:
                 real = entry.resolve()
                 if entry.is_file() and (not self._confined or real.is_relative_to(root)):
                     state = real.stat()
-                    found[entry.name] = SourceFile(
-                        name=entry.name, size_bytes=state.st_size, etag=etag_of(state), path=real
-                    )
+                    name = entry.relative_to(self.folder).as_posix()
+                    found[name] = SourceFile(name=name, size_bytes=state.st_size, etag=etag_of(state), path=real)
         except OSError as exc:
             raise SourceUnavailable(f"Reading {self.uri} failed: {exc}. Check the folder's permissions.") from exc
         return found

@@ -23,6 +23,7 @@ import structlog
 from obstore.exceptions import BaseError, PreconditionError
 from obstore.store import S3Store
 
+from outcrop.checkpoints.files import IN_FOLDERS
 from outcrop.errors import ServiceError, SourceChanged, SourceDenied, SourceMissing, SourceUnavailable
 from outcrop.importing.sources.base import SourceFile
 from outcrop.importing.sources.folder import absent
@@ -78,14 +79,25 @@ class S3Source:
 
     async def files(self) -> dict[str, SourceFile]:
         listing = await self._try("list", lambda store: obstore.list_with_delimiter_async(store, self._prefix))
+        objects = list(listing["objects"])
+        here = {prefix.rstrip("/").rpartition("/")[2] for prefix in listing["common_prefixes"]}
+        for folder in sorted({name.partition("/")[0] for name in IN_FOLDERS} & here):
+            objects += await self._below(folder)
         found = {}
-        for entry in listing["objects"]:
+        for entry in objects:
             name = entry["path"].removeprefix(self._prefix.rstrip("/")).strip("/")
             if name and not entry["path"].endswith("/"):
                 found[name] = SourceFile(name=name, size_bytes=entry["size"], etag=entry["e_tag"] or "")
         if not found:
             raise absent(self.uri)
         return found
+
+    async def _below(self, folder: str) -> list[Any]:
+        """The objects of ``IN_FOLDERS`` in a *folder* of the prefix."""
+        key = self._key(folder)
+        listing = await self._try("list", lambda store: obstore.list_with_delimiter_async(store, key))
+        wanted = {self._key(name) for name in IN_FOLDERS}
+        return [entry for entry in listing["objects"] if entry["path"] in wanted]
 
     async def vouched(self, files: Iterable[SourceFile]) -> list[SourceFile]:
         gate = asyncio.Semaphore(HEADS_AT_A_TIME)
