@@ -183,7 +183,10 @@ class Settings(BaseSettings):
         default=5.0, gt=0, description="Time in s between health checks of a copy; three missed ones replace it."
     )
     stall_s: float = Field(
-        default=60.0, gt=0, description="Longest wait in s for a stream's next token; then the copy is replaced."
+        default=60.0,
+        gt=0,
+        description="Longest wait in s for a stream's next token, and longest time in s in which a copy gets on with "
+        "none of its requests; then it is replaced. One that is silent but computes has ten times as long.",
     )
     copy_log_bytes: int = Field(
         default=1_000_000, ge=10_000, description="Size of a copy's log from which its older half is cut."

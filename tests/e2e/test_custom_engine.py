@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support import stuck_engine
 from tests.support.server import Server, wait_for
 
 from outcrop.engines.base import Endpoint
@@ -96,6 +98,33 @@ def test_a_custom_engine_ends_with_a_server_that_was_killed(tmp_path: Path, tiny
 
     server.kill()
     wait_for(lambda: not Path(f"/proc/{pid}").exists(), 10)
+
+
+def test_an_engine_that_hangs_while_its_health_page_answers_is_replaced_and_its_request_answered(
+    tmp_path: Path, tiny: Path
+) -> None:
+    stuck = tmp_path / "stuck"
+    command = [sys.executable, str(Path(stuck_engine.__file__)), "{port}", str(stuck)]
+    server = Server(
+        tmp_path / "home", custom_engine=shlex.join(command), custom_engine_models='["*"]', stall_s=3
+    ).start()
+    try:
+        arn = server.import_model(tiny, "stuck")
+        runtime, body = server.client("bedrock-runtime"), '{"prompt":"Hello","max_gen_len":1}'
+        runtime.invoke_model(modelId=arn, body=body)
+        first = server.status()["copies"][0]["copy_id"]
+        stuck.touch()
+        answers: list[Any] = []
+        caller = threading.Thread(target=lambda: answers.append(runtime.invoke_model(modelId=arn, body=body)))
+        caller.start()
+        wait_for(lambda: "replacing a copy" in (server.home / "server.log").read_text(), 30)
+        stuck.unlink()
+        caller.join(30)
+
+        assert len(answers) == 1
+        assert first not in {copy["copy_id"] for copy in server.status()["copies"]}
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize("command", ["serve-it --model {model}", "serve-it 'open {port}"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from outcrop.engines.base import CopySpec, Endpoint
-from outcrop.errors import EngineFault
+from outcrop.errors import EngineFault, EngineTimeout
 from outcrop.inference.canonical import Chunk, Completion, GenerateRequest, Usage
 from outcrop.serving.fleet import Fleet
 from outcrop.settings import Settings
@@ -65,6 +65,9 @@ class FakeProcess:
         self.announced = {"port": pid}
         self.returncode: int | None = None
         self.is_hung = False
+        self.is_stuck = False  # its health page answers, its requests do not
+        self.busy = 0.0  # processor time per second while it is stuck and silent
+        self.work = 0.0
         self._owner = owner
         self._ended = asyncio.Event()
 
@@ -82,6 +85,9 @@ class FakeProcess:
             self.returncode = status
             self._owner.alive.pop(self.pid, None)
             self._ended.set()
+
+    def cpu_s(self) -> float:
+        return self.busy * asyncio.get_running_loop().time()
 
     def trim_log(self, limit_bytes: int) -> None:
         pass
@@ -145,22 +151,32 @@ class FakeEngine:
             return False
         return process is not None
 
+    async def progress(self, endpoint: Endpoint) -> float | None:
+        process = self._process(endpoint)
+        if process is None or process.is_hung or (process.is_stuck and process.busy):
+            await asyncio.sleep(5)
+            raise EngineTimeout("the engine said nothing")
+        return process.work
+
     async def complete(self, endpoint: Endpoint, request: GenerateRequest) -> Completion:
-        await asyncio.sleep(self.token_s)
-        if self._process(endpoint) is None:
-            raise EngineFault("the connection to the engine broke")
+        for _ in range(int(request.body.get("max_tokens", 1))):
+            await self._token(endpoint)
         return Completion(choices=[], usage=Usage(1, 1))
 
     async def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[list[Chunk], None]:
         for number in range(int(request.body["max_tokens"])):
-            process = self._process(endpoint)
-            while process is not None and process.is_hung:
-                await asyncio.sleep(1)
-                process = self._process(endpoint)
-            if process is None:
-                raise EngineFault("the connection to the engine broke")
-            await asyncio.sleep(self.token_s)
+            await self._token(endpoint)
             yield [Chunk(text=str(number))]
+
+    async def _token(self, endpoint: Endpoint) -> None:
+        await asyncio.sleep(self.token_s)
+        process = self._process(endpoint)
+        while process is not None and (process.is_hung or process.is_stuck):
+            await asyncio.sleep(1)
+            process = self._process(endpoint)
+        if process is None:
+            raise EngineFault("the connection to the engine broke")
+        process.work += 1
 
     async def tokenize(self, endpoint: Endpoint, text: str) -> list[int]:
         return []

@@ -67,6 +67,13 @@ class Engine(Protocol):
         """Whether the copy answers requests now; False when it cannot be reached."""
         ...
 
+    async def progress(self, endpoint: Endpoint) -> float | None:
+        """A number that moves while the copy computes, whatever it computes; None when the engine has none to give.
+
+        Raises EngineFault or EngineTimeout when the copy does not answer within a few seconds.
+        """
+        ...
+
     async def complete(self, endpoint: Endpoint, request: GenerateRequest) -> Completion: ...
 
     def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[list[Chunk], None]:

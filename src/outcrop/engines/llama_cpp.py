@@ -22,6 +22,7 @@ from outcrop.engines.base import CopySpec, Endpoint
 from outcrop.engines.choices import all_or_first_error, merged
 from outcrop.engines.llama_cpp_request import CHAT, PLAIN, TEMPLATE_FIELDS, Plan, Template, plan, read_template
 from outcrop.engines.occupancy import Occupancy, from_slots
+from outcrop.engines.progress import from_prometheus
 from outcrop.engines.prompt_logprobs import prompt_logprobs
 from outcrop.engines.tool_text import joined
 from outcrop.errors import EngineFault, EngineTimeout, InvalidRequest, PromptTooLong, ServiceError
@@ -164,6 +165,19 @@ class LlamaCpp:
 
     async def is_ready(self, endpoint: Endpoint) -> bool:
         return await self._answers(endpoint, "/health") == 200
+
+    async def progress(self, endpoint: Endpoint) -> float | None:
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S), self._ask(endpoint, "/metrics") as response:
+                return from_prometheus((await response.read()).decode(errors="replace"))
+        except TimeoutError as exc:
+            raise EngineTimeout(f"the engine said nothing for {_PROBE_TIMEOUT_S:g} s") from exc
+        except EngineFault as exc:
+            if exc.engine_status is None:
+                raise
+            return None  # it answers, but has no such page
+        except InvalidRequest:
+            return None
 
     async def complete(self, endpoint: Endpoint, request: GenerateRequest) -> Completion:
         how = await self._plan(endpoint, request)

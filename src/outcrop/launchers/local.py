@@ -70,6 +70,10 @@ class Process:
                     return int(line.split()[1]) * 1024
         return None
 
+    def cpu_s(self) -> float:
+        """Processor time that the process and its living descendants have used so far; 0 where it cannot be told."""
+        return _cpu_s(self._process.pid)
+
     async def wait(self) -> int:
         """The exit status, once there is one; negative for the signal that killed it."""
         return await self._process.wait()
@@ -254,6 +258,17 @@ def _started(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] == "Z" else int(fields[19])
+
+
+def _cpu_s(session: int) -> float:
+    """Processor time, in seconds, of the processes of a session: a copy is started as the leader of its own."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError, IndexError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:  # fields 6, 14 and 15 of proc(5)
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _open_log(path: Path) -> int:

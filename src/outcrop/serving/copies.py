@@ -28,6 +28,17 @@ DECISIONS_KEPT = 200
 
 
 @dataclass(slots=True, eq=False)
+class Progress:
+    """When a copy was last seen to get on with its requests. Times are seconds on the fleet's clock."""
+
+    moved_at: float
+    checked_at: float
+    value: float | None = None  # what the engine said last
+    cpu_s: float | None = None  # what its processes had used then
+    is_asking: bool = False
+
+
+@dataclass(slots=True, eq=False)
 class Copy:
     """One engine process and what is known of it."""
 
@@ -46,6 +57,7 @@ class Copy:
     served_at: float | None = None  # its first request
     probed_at: float = 0.0
     missed_probes: int = 0
+    progress: Progress | None = None  # of the requests that run on it; None while it rests
     is_suspect: bool = False  # a request found its connection broken; takes none until it was examined
     leases: set[Lease] = field(default_factory=set)
     start_timings: dict[str, float] = field(default_factory=dict)
@@ -201,39 +213,48 @@ class Lease:
 
 
 class Watched:
-    """An engine as one lease sees it: notes since when the next token of a stream is awaited.
+    """An engine as one lease sees it: whether it is waited for, and since when the next token of a stream is.
 
-    The time that a slow client takes to read does not count, and before the first token nothing does: a long prompt
-    is no stall.
+    The time that a slow client takes to read does not count. Before the first token, and for an answer that is not
+    streamed, only the engine can say whether it gets on: a long prompt is no stall.
     """
 
-    __slots__ = ("_engine", "_lease", "awaiting_since", "clock")
+    __slots__ = ("_engine", "_is_beginning", "_lease", "awaiting_since", "clock")
 
     def __init__(self, engine: Engine, lease: Lease) -> None:
         self._engine = engine
         self._lease = lease
+        self._is_beginning = False
         self.awaiting_since: float | None = None
         self.clock: Callable[[], float] = asyncio.get_running_loop().time
 
+    @property
+    def is_awaited(self) -> bool:
+        return self._is_beginning or self.awaiting_since is not None
+
     async def complete(self, endpoint: Endpoint, request: GenerateRequest) -> Completion:
+        self._is_beginning = True
         try:
             return await self._engine.complete(endpoint, request)
         except EngineTimeout:
             self._lease.report_broken()
             raise
+        finally:
+            self._is_beginning = False
 
     async def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[list[Chunk], None]:
+        self._is_beginning = True
         try:
-            async with aclosing(self._engine.stream(endpoint, request)) as batches:
-                async for batch in batches:
-                    self.awaiting_since = None
+            async with aclosing(self._engine.stream(endpoint, request)) as chunks:
+                async for batch in chunks:
+                    self._is_beginning, self.awaiting_since = False, None
                     yield batch
                     self.awaiting_since = self.clock()
         except EngineTimeout:
             self._lease.report_broken()
             raise
         finally:
-            self.awaiting_since = None
+            self._is_beginning, self.awaiting_since = False, None
 
     async def embed(self, endpoint: Endpoint, request: EmbedRequest, *, normalize: bool) -> Embeddings:
         try:

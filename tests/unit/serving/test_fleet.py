@@ -257,6 +257,48 @@ def test_a_stream_without_a_next_token_ends_and_its_copy_is_replaced() -> None:
     play(story, stall_s=20, probe_s=1000)
 
 
+ONE = GenerateRequest("completion", {"max_tokens": 1})
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
+def test_a_copy_that_gets_on_with_nothing_is_replaced_although_its_health_page_answers(is_streamed: bool) -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        with await fleet.acquire(spec(), hold_s=55) as lease:
+            next(iter(launcher.alive.values())).is_stuck = True
+            begun = asyncio.get_running_loop().time()
+            engine, endpoint = lease.engine, lease.endpoint
+            answer = anext(engine.stream(endpoint, ONE)) if is_streamed else engine.complete(endpoint, ONE)
+            with pytest.raises(EngineFault):
+                await answer
+            assert 20 < asyncio.get_running_loop().time() - begun < 35
+        await asyncio.sleep(5)
+        assert lease.copy.state is State.FAILED
+
+    play(story, stall_s=20, probe_s=1)
+
+
+def test_an_engine_that_computes_may_be_silent_for_longer_but_not_for_ever() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        with await fleet.acquire(spec(), hold_s=55) as lease:
+            process = next(iter(launcher.alive.values()))
+            process.is_stuck, process.busy = True, 2.0
+            begun = asyncio.get_running_loop().time()
+            with pytest.raises(EngineFault):
+                await lease.engine.complete(lease.endpoint, ONE)
+            assert 200 < asyncio.get_running_loop().time() - begun < 220
+
+    play(story, stall_s=20, probe_s=1)
+
+
+def test_a_long_answer_that_gets_on_is_no_stall() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        with await fleet.acquire(spec(), hold_s=55) as lease:
+            await lease.engine.complete(lease.endpoint, GenerateRequest("completion", {"max_tokens": 10_000}))
+        assert lease.copy.state in SERVING
+
+    play(story, stall_s=20, probe_s=1)
+
+
 def test_a_slow_reader_is_no_stall() -> None:
     async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
         with await fleet.acquire(spec(), hold_s=55) as lease:
