@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from zlib import crc32
@@ -57,3 +58,63 @@ def _header_block(headers: tuple[tuple[str, str], ...]) -> bytes:
         raw_name, raw_value = name.encode(), value.encode()
         block += bytes([len(raw_name)]) + raw_name + b"\x07" + struct.pack(">H", len(raw_value)) + raw_value
     return block
+
+
+class BrokenFrame(ValueError):
+    """Bytes that are not an event stream: a checksum or a length does not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One frame as it was read; of its headers those that are strings."""
+
+    headers: Mapping[str, str]
+    payload: bytes
+
+
+class Decoder:
+    """Frames out of bytes that arrive in parts of any size."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The frames that *data* completes. Raises BrokenFrame."""
+        self._buffer += data
+        found = []
+        while len(self._buffer) >= 12:
+            total, header_length = _PRELUDE.unpack_from(self._buffer)
+            if crc32(self._buffer[:8]) != _U32.unpack_from(self._buffer, 8)[0]:
+                raise BrokenFrame("the checksum of a frame's beginning does not fit")
+            if total < header_length + 16:
+                raise BrokenFrame(f"a frame of {total} bytes cannot hold {header_length} bytes of headers")
+            if len(self._buffer) < total:
+                break
+            frame = bytes(self._buffer[:total])
+            del self._buffer[:total]
+            if crc32(frame[:-4]) != _U32.unpack_from(frame, total - 4)[0]:
+                raise BrokenFrame("the checksum of a frame does not fit")
+            found.append(Message(_read_headers(frame[12 : 12 + header_length]), frame[12 + header_length : -4]))
+        return found
+
+
+# Sizes in bytes of header values by type; strings and byte arrays carry their own.
+_VALUE_BYTES = {0: 0, 1: 0, 2: 1, 3: 2, 4: 4, 5: 8, 8: 8, 9: 16}
+
+
+def _read_headers(block: bytes) -> dict[str, str]:
+    found, at = {}, 0
+    try:
+        while at < len(block):
+            end = at + 1 + block[at]
+            name, kind, at = block[at + 1 : end].decode(), block[end], end + 1
+            if kind in _VALUE_BYTES:
+                at += _VALUE_BYTES[kind]
+                continue
+            (length,) = struct.unpack_from(">H", block, at)
+            if kind == 7:
+                found[name] = block[at + 2 : at + 2 + length].decode()
+            at += 2 + length
+    except (IndexError, struct.error, UnicodeDecodeError) as exc:
+        raise BrokenFrame(f"the headers of a frame do not parse: {exc}") from exc
+    return found

@@ -1,4 +1,4 @@
-"""Signature Version 4 as arithmetic: canonical request, string to sign, key, signature. No secrets are kept here.
+"""Signature Version 4 as arithmetic: canonical request, string to sign, key, signature. Only day keys are remembered.
 
 Sources: AWS General Reference, "Signature Version 4 signing process". Services other than S3 sign the raw path
 percent-encoded once more, dot segments removed; HTTP/2 clients may sign ``:authority`` in place of ``host``.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from urllib.parse import quote, unquote_plus
@@ -85,9 +85,9 @@ _remembered_path = lru_cache(maxsize=1024)(_canonical_path)
 def canonical_query(query: str) -> str:
     """Parameters decoded, encoded the one way AWS does, and sorted."""
     pairs = []
-    for field in query.split("&"):
-        if field:
-            name, _, value = field.partition("=")
+    for pair in query.split("&"):
+        if pair:
+            name, _, value = pair.partition("=")
             pairs.append((_encode(name), _encode(value)))
     return "&".join(f"{name}={value}" for name, value in sorted(pairs))
 
@@ -126,3 +126,41 @@ def signing_key(secret: str, scope: Scope) -> bytes:
 
 def signature(key: bytes, text: str) -> str:
     return hmac.digest(key, text.encode(), "sha256").hex()
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What a request is signed with: a key pair (with the token of temporary ones), or a bearer key alone."""
+
+    access_key_id: str = ""
+    secret_access_key: str = field(default="", repr=False)
+    session_token: str = field(default="", repr=False)
+    bearer: str = field(default="", repr=False)
+
+
+def head(
+    keys: Keys, *, method: str, host: str, raw_path: str, content_type: str, body: bytes, timestamp: str, scope: Scope
+) -> str:
+    """Header lines that sign one request without a query; *timestamp* is ``YYYYMMDDTHHMMSSZ``, UTC.
+
+    Content-Type is among them and signed. The caller adds the lines that need no signature.
+    """
+    lines = f"Content-Type: {content_type}\r\n"
+    if keys.bearer:
+        return f"{lines}Authorization: Bearer {keys.bearer}\r\n"
+    token = f"x-amz-security-token:{keys.session_token}\n" if keys.session_token else ""
+    signed = "content-type;host;x-amz-date" + (";x-amz-security-token" if token else "")
+    canonical = (
+        f"{method}\n{canonical_path(raw_path.encode('latin-1'))}\n\n"
+        f"content-type:{content_type}\nhost:{host}\nx-amz-date:{timestamp}\n{token}\n{signed}\n{sha256(body).hexdigest()}"
+    )
+    proof = signature(_day_key(keys.secret_access_key, scope), string_to_sign(timestamp, scope, canonical))
+    if token:
+        lines += f"x-amz-security-token: {keys.session_token}\r\n"
+    return (
+        f"{lines}x-amz-date: {timestamp}\r\nAuthorization: {ALGORITHM} "
+        f"Credential={scope.access_key_id}/{scope.text}, SignedHeaders={signed}, Signature={proof}\r\n"
+    )
+
+
+_day_key = lru_cache(maxsize=64)(signing_key)

@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 from pydantic_core import PydanticUndefined
+from pydantic_settings import BaseSettings
 
 from outcrop.api import bedrock, bedrock_resources, bedrock_runtime
 from outcrop.api.refusals import REFUSED_FOR_IMPORTED_MODELS
@@ -24,6 +25,7 @@ from outcrop.checkpoints.quantisation import METHODS
 from outcrop.cli.main import app
 from outcrop.engines.gguf_plan import QUANTISED
 from outcrop.errors import Faulty, Passing, Refused, ServiceError
+from outcrop.proxy.settings import PREFIX, SAGEMAKER, ProxySettings
 from outcrop.settings import Settings
 from outcrop.telemetry.metric_table import TABLE
 from outcrop.telemetry.metrics import MOST_MODELS, OTHER, UNKNOWN
@@ -53,11 +55,28 @@ NOTES = {
 
 def settings_page() -> str:
     rows = ["# Settings", "", "Flags over `OUTCROP_*` variables over `outcrop.toml` over defaults.", ""]
-    rows += ["| setting | variable | default | meaning |", "| --- | --- | --- | --- |"]
-    for name, field in Settings.model_fields.items():
-        default = "`~/.outcrop`" if field.default is PydanticUndefined else f"`{field.default}`"
-        rows.append(f"| `{name}` | `OUTCROP_{name.upper()}` | {default} | {field.description} |")
-    return "\n".join(rows) + "\n"
+    return "\n".join(rows + _settings_rows(Settings, "OUTCROP_", "`~/.outcrop`")) + "\n"
+
+
+def proxy_settings_page() -> str:
+    rows = [
+        "# Settings of a proxy container",
+        "",
+        "Flags over `OUTCROP_PROXY_*` variables over SageMaker's own over defaults. SageMaker's: "
+        + ", ".join(f"`{variable}` (`{name}`)" for variable, name in SAGEMAKER.items())
+        + ", `SAGEMAKER_BASE_DIR` (its `model` folder is `model_dir`), `SAGEMAKER_MAX_PAYLOAD_IN_MB`, "
+        "`SAGEMAKER_CONTAINER_LOG_LEVEL`.",
+        "",
+    ]
+    return "\n".join(rows + _settings_rows(ProxySettings, PREFIX, "none; must be set")) + "\n"
+
+
+def _settings_rows(settings: type[BaseSettings], prefix: str, undefined: str) -> list[str]:
+    rows = ["| setting | variable | default | meaning |", "| --- | --- | --- | --- |"]
+    for name, field in settings.model_fields.items():
+        default = undefined if field.default is PydanticUndefined else f"`{field.default}`"
+        rows.append(f"| `{name}` | `{prefix}{name.upper()}` | {default} | {field.description} |")
+    return rows
 
 
 def cli_page() -> str:
@@ -211,6 +230,7 @@ def main() -> int:
     pages = {
         "metrics.md": metrics_page(),
         "settings.md": settings_page(),
+        "proxy-settings.md": proxy_settings_page(),
         "cli.md": cli_page(),
         "compatibility.md": compatibility_page(),
         "errors.md": errors_page(),

@@ -1,13 +1,14 @@
-"""HTTP/1.1 to engines on loopback: kept connections, whole answers and streams, nothing else.
+"""HTTP/1.1 to engines on loopback and to a proxy's target: kept connections, whole answers and streams, nothing else.
 
 It exists because the HTTP client was the largest part of what the gateway adds (docs/decisions/0004): it knows one
-kind of peer. No TLS, redirects, compression, cookies or proxies; a peer that does not keep to the protocol is a
-``ProtocolBroken``.
+kind of peer. No redirects, compression, cookies or proxies; a peer that does not keep to the protocol is a
+``ProtocolBroken``. TLS only where the owner of the client gave a context for it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncGenerator
 from typing import cast
@@ -16,6 +17,9 @@ from urllib.parse import urlsplit
 _MOST_HEAD_BYTES = 65_536
 _PAUSE_BYTES = 2**20  # of a stream that nobody reads; the engine then feels it in its socket
 _UNTIL_CLOSE = -1
+
+
+Peer = tuple[str, int, bool]  # host, port, whether over TLS
 
 
 class ProtocolBroken(ConnectionError):
@@ -30,6 +34,10 @@ class Answer:
     def __init__(self, status: int, connection: _Connection) -> None:
         self.status = status
         self._connection = connection
+
+    def headers(self) -> dict[str, str]:
+        """Headers by lower-case name; of a repeated one the last. Ask before the answer is closed."""
+        return self._connection.headers()
 
     async def read(self) -> bytes:
         """The whole body, or what is left of it."""
@@ -49,27 +57,35 @@ class Answer:
 class Client:
     """Connections to any number of peers, owned by one event loop. Errors are ``OSError`` and ``TimeoutError``."""
 
-    def __init__(self, *, connect_timeout_s: float, read_timeout_s: float, keep_s: float) -> None:
+    def __init__(
+        self, *, connect_timeout_s: float, read_timeout_s: float, keep_s: float, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._tls = tls
         self._connect_timeout_s = connect_timeout_s
         self._read_timeout_s = read_timeout_s
         self._keep_s = keep_s
-        self._idle: dict[tuple[str, int], list[_Connection]] = {}
+        self._idle: dict[Peer, list[_Connection]] = {}
         self._all: set[_Connection] = set()
 
     async def request(
         self, method: str, base_url: str, path: str, *, bearer: str, body: bytes = b"", reuse: bool = True
     ) -> Answer:
-        """The head of the answer to one JSON request.
+        """The head of the answer to one JSON request. See ``send``."""
+        head = f"Authorization: Bearer {bearer}\r\nContent-Type: application/json\r\n"
+        return await self.send(method, base_url, path, head=head, body=body, reuse=reuse)
+
+    async def send(
+        self, method: str, base_url: str, path: str, *, head: str, body: bytes = b"", reuse: bool = True
+    ) -> Answer:
+        """The head of the answer to one request; *head* is its header lines but Host and Content-Length.
 
         A kept connection that its peer closes before it says anything is replaced once by a fresh one: it was closing
         for idleness. With *reuse* off the connection is closed afterwards, and says so.
         """
         parts = urlsplit(base_url)
-        peer = (parts.hostname or "127.0.0.1", parts.port or 80)
-        head = (
-            f"{method} {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {bearer}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        )
+        is_tls = parts.scheme == "https"
+        peer = (parts.hostname or "127.0.0.1", parts.port or (443 if is_tls else 80), is_tls)
+        head = f"{method} {path} HTTP/1.1\r\nHost: {parts.netloc}\r\n{head}Content-Length: {len(body)}\r\n"
         data = (head + ("\r\n" if reuse else "Connection: close\r\n\r\n")).encode() + body
         connection = self._kept(peer)
         if connection is not None:
@@ -86,7 +102,7 @@ class Client:
             connection.close()
         self._idle.clear()
 
-    def _kept(self, peer: tuple[str, int]) -> _Connection | None:
+    def _kept(self, peer: Peer) -> _Connection | None:
         idle = self._idle.get(peer)
         while idle:
             connection = idle.pop()
@@ -95,11 +111,17 @@ class Client:
             connection.close()
         return None
 
-    async def _connect(self, peer: tuple[str, int]) -> _Connection:
+    async def _connect(self, peer: Peer) -> _Connection:
         loop = asyncio.get_running_loop()
+        host, port, is_tls = peer
+        if is_tls and self._tls is None:
+            raise ProtocolBroken(f"{host}:{port} wants TLS, for which this client has no context")
         async with asyncio.timeout(self._connect_timeout_s):
             _, connection = await loop.create_connection(
-                lambda: _Connection(self, peer, self._read_timeout_s, loop), *peer
+                lambda: _Connection(self, peer, self._read_timeout_s, loop),
+                host,
+                port,
+                ssl=self._tls if is_tls else None,
             )
         self._all.add(connection)
         return connection
@@ -120,9 +142,7 @@ class Client:
 class _Connection(asyncio.Protocol):
     """One socket, one request at a time. *has_heard*: a byte of the current answer has come."""
 
-    def __init__(
-        self, client: Client, peer: tuple[str, int], read_timeout_s: float, loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def __init__(self, client: Client, peer: Peer, read_timeout_s: float, loop: asyncio.AbstractEventLoop) -> None:
         self.peer = peer
         self.is_open = False
         self.has_heard = False
@@ -145,6 +165,7 @@ class _Connection(asyncio.Protocol):
         self._is_kept = is_kept
         self._rest = b""  # bytes not understood yet
         self._status = 0  # 0 until the head is there
+        self._lines: list[bytes] = []  # of the head, the first one left out
         self._left = 0  # bytes of the body, or of the current chunk, still to come; or _UNTIL_CLOSE
         self._is_chunked = False
         self._skip = 0  # bytes to pass over: the line end after a chunk
@@ -176,6 +197,10 @@ class _Connection(asyncio.Protocol):
             self.close()
             raise
         return Answer(self._status, self)
+
+    def headers(self) -> dict[str, str]:
+        pairs = (line.partition(b":") for line in self._lines)
+        return {name.decode("latin-1").lower(): value.decode("latin-1").strip() for name, _, value in pairs}
 
     async def whole(self) -> bytes:
         self._wants_all = True
@@ -325,6 +350,7 @@ class _Connection(asyncio.Protocol):
             elif name == b"connection" and value.strip().lower() == b"close":
                 self._is_kept = False
         self._status = status
+        self._lines = lines[1:]
         if not self._is_chunked:
             self._left = _UNTIL_CLOSE if length is None else length
             self._is_whole = self._left == 0 or status in (204, 304)

@@ -1,0 +1,159 @@
+"""Running one proxy: workers up, port open, keys renewed, and at SIGTERM all of it down again without losing a call."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import msgspec
+import structlog
+import uvicorn
+import uvloop
+
+from outcrop.awswire.sigv4 import Keys
+from outcrop.errors import BadSetting
+from outcrop.proxy import link, origin
+from outcrop.proxy.front import Front
+from outcrop.proxy.metrics import Metrics
+from outcrop.proxy.pool import Pool
+from outcrop.proxy.settings import ProxySettings
+from outcrop.proxy.worker import Config
+from outcrop.telemetry import logs
+
+log = structlog.get_logger(__name__)
+
+_BACKLOG = 2048
+_KEEP_ALIVE_S = 75
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the proxy drains first."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(settings: ProxySettings) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status."""
+    logs.configure(settings.log_level, as_json=settings.log_json)
+    return uvloop.run(_serve(settings))
+
+
+async def _serve(settings: ProxySettings) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    async with running(settings) as (url, pool):
+        log.info("proxy is listening", url=url, target=settings.target, workers=settings.worker_count)
+        stopping = asyncio.ensure_future(stop.wait())
+        settled = asyncio.ensure_future(pool.settled.wait())
+        await asyncio.wait({stopping, settled}, return_when=asyncio.FIRST_COMPLETED)
+        settled.cancel()
+        if pool.failure and not pool.is_ready:
+            # A platform's health check would only time out; this says why.
+            log.error("the script cannot be used", reason=pool.failure)
+            stopping.cancel()
+            raise BadSetting(pool.failure)
+        await stopping
+        log.info("draining", limit_s=settings.drain_s)
+    return 0
+
+
+@contextlib.asynccontextmanager
+async def running(settings: ProxySettings) -> AsyncIterator[tuple[str, Pool]]:
+    """A proxy inside this event loop; yields its URL once it accepts, workers may still load. Leaving drains it."""
+    found = await asyncio.to_thread(origin.find, settings)
+    keys = [await asyncio.to_thread(found.keys)]
+    metrics = Metrics()
+
+    def config() -> dict[str, object]:
+        now = keys[0]
+        return _config(settings, found, now)
+
+    pool = Pool(settings, config, lambda why: metrics.replaced.labels(why).inc())
+    front = Front(settings, pool, metrics)
+
+    def changed(new: Keys) -> None:
+        keys[0] = new
+        pool.broadcast(link.Sign(new.access_key_id, new.secret_access_key, new.session_token, new.bearer))
+
+    async with contextlib.AsyncExitStack() as undo:
+        with _listener(settings) as sock:
+            undo.push_async_callback(pool.close)
+            pool.start()
+            watch = asyncio.create_task(found.watch(keys[0], changed))
+            undo.callback(watch.cancel)
+            server = _Server(_uvicorn(front, settings))
+            task = asyncio.create_task(server.serve(sockets=[sock]), name="http")
+            host, port = sock.getsockname()[:2]
+            try:
+                yield f"http://{host}:{port}", pool
+            finally:
+                front.is_draining = True
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(settings.drain_s):
+                        while front.running:
+                            await asyncio.sleep(0.02)
+                server.should_exit = True
+                with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+                    await asyncio.wait_for(task, 5)
+
+
+def _uvicorn(front: Front, settings: ProxySettings) -> uvicorn.Config:
+    app: Any = front
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=1,
+    )
+
+
+def _config(settings: ProxySettings, found: origin.Origin, keys: Keys) -> dict[str, object]:
+    config = Config(
+        model_dir=str(settings.model_dir.resolve()),
+        program=settings.program,
+        dialect=settings.dialect,
+        forward=settings.forward,
+        default_accept=settings.default_accept,
+        is_hugging_face=any(name in os.environ for name in ("HF_TASK", "HF_MODEL_ID")),
+        threads=settings.threads,
+        tracebacks=settings.tracebacks,
+        url=found.endpoint.url,
+        region=found.endpoint.region,
+        model=found.endpoint.model,
+        stream_timeout_s=settings.stream_timeout_s,
+        ca_bundle=found.ca_bundle,
+        keys=[keys.access_key_id, keys.secret_access_key, keys.session_token, keys.bearer],
+    )
+    plain: dict[str, object] = msgspec.to_builtins(config)
+    return plain
+
+
+def _listener(settings: ProxySettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    sock = socket.socket(family)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((settings.host, settings.port))
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except OSError as exc:
+        sock.close()
+        where = f"{settings.host}:{settings.port}"
+        raise BadSetting(f"cannot listen on {where}: {exc}. Choose another OUTCROP_PROXY_PORT (0: any).") from exc
+    return sock
