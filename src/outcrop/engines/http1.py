@@ -43,9 +43,12 @@ class Answer:
         """The whole body, or what is left of it."""
         return await self._connection.whole()
 
-    async def parts(self, *, gather_s: float = 0.0) -> AsyncGenerator[bytes, None]:
-        """The body as it comes; what arrived together, or within *gather_s* seconds of the part before, is one part."""
-        self._connection.gather_s = gather_s
+    async def parts(self, *, gather_s: float = 0.0, end: bytes = b"") -> AsyncGenerator[bytes, None]:
+        """The body as it comes; what arrived together, or within *gather_s* seconds of the part before, is one part.
+
+        *end* announces that the body is over: nothing waits any more.
+        """
+        self._connection.gather(gather_s, end)
         while part := await self._connection.part():
             yield part
 
@@ -147,7 +150,6 @@ class _Connection(asyncio.Protocol):
         self.is_open = False
         self.has_heard = False
         self.idle_since = 0.0
-        self.gather_s = 0.0
         self._client = client
         self._read_timeout_s = read_timeout_s
         self._loop = loop
@@ -176,7 +178,8 @@ class _Connection(asyncio.Protocol):
         self._body_bytes = 0
         self._is_paused = False
         self.has_heard = False
-        self.gather_s = 0.0
+        self._gather_s = 0.0
+        self._end = b""
 
     # -- what the client calls ------------------------------------------------------------------------
 
@@ -213,6 +216,9 @@ class _Connection(asyncio.Protocol):
         while not self._body and not self._is_whole:
             await self._wait()
         return self._take()
+
+    def gather(self, gather_s: float, end: bytes) -> None:
+        self._gather_s, self._end = gather_s, end
 
     def release(self) -> None:
         """The answer is done with."""
@@ -296,11 +302,11 @@ class _Connection(asyncio.Protocol):
             self._transport.pause_reading()
         if self._is_whole or not had_head:
             self._wake()
-        elif self._body and not self._wants_all and self._gathering is None:
-            more_s = self.gather_s - (self._heard_at - self._taken_at)
-            if more_s <= 0:
+        elif self._body and not self._wants_all:
+            more_s = self._gather_s - (self._heard_at - self._taken_at)
+            if more_s <= 0 or (self._end and self._end in data):
                 self._wake()
-            else:
+            elif self._gathering is None:
                 self._gathering = self._loop.call_later(more_s, self._wake)
 
     def _wake(self) -> None:

@@ -257,7 +257,7 @@ class LlamaCpp:
         chunks_of = _Reading(how, index).chunks
         async with self._ask(endpoint, how.path, body, reuse=False) as response:
             rest = b""
-            async for data in response.parts(gather_s=_GATHER_S):
+            async for data in response.parts(gather_s=_GATHER_S, end=b"data: [DONE]"):
                 *events, rest = (rest + data).split(b"\n\n")
                 batch: list[Chunk] = []
                 for event in events:

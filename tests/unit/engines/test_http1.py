@@ -180,7 +180,7 @@ async def test_a_stream_comes_in_parts_and_closing_it_early_ends_the_connection(
 async def test_parts_that_follow_soon_are_gathered_but_the_first_and_the_end_never_wait(
     listen: Listen, client: Client
 ) -> None:
-    read = asyncio.Event()
+    read, read_all = asyncio.Event(), asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -190,13 +190,18 @@ async def test_parts_that_follow_soon_are_gathered_but_the_first_and_the_end_nev
             writer.write(chunk)
             await writer.drain()
             await asyncio.sleep(0.01)
-        writer.write(b"1\r\nd\r\n0\r\n\r\n")
+        writer.write(b"1\r\nd\r\n")
+        await writer.drain()
+        await read_all.wait()
+        writer.write(b"0\r\n\r\n")
 
     answer = await client.request("GET", await listen(serve), "/", bearer="secret")
-    parts = answer.parts(gather_s=3600)
+    parts = answer.parts(gather_s=3600, end=b"d")
     assert await anext(parts) == b"a"
     read.set()
-    assert [part async for part in parts] == [b"bcd"]
+    assert await anext(parts) == b"bcd"
+    read_all.set()
+    assert [part async for part in parts] == []
     answer.close()
 
 
