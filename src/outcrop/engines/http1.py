@@ -376,6 +376,14 @@ class _Connection(asyncio.Protocol):
         self._add(data)
 
     def _read_chunks(self, data: bytes) -> None:
+        if not (self._left or self._skip or self._is_in_trailer):
+            # One read is one whole chunk nearly always: an engine writes a token, and we read it.
+            end = data.find(b"\r\n")
+            if end > 0 and b";" not in data[:end]:
+                size = int(data[:end], 16)
+                if size and len(data) == end + size + 4 and data.endswith(b"\r\n"):
+                    self._add(data[end + 2 : -2])
+                    return
         at = 0
         while at < len(data):
             if self._left:

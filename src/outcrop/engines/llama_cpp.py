@@ -499,7 +499,7 @@ class _Reading:
             reasoning=reasoning,
             stop_sequence=_stop_sequence(answer),
         )
-        return [] if chunk == Chunk(index=self._index) else [chunk]  # the first event only names the role
+        return [chunk] if text or chunk != Chunk(index=self._index) else []  # the first event only names the role
 
 
 def _with_ids(calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

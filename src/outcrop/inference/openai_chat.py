@@ -96,6 +96,8 @@ class OpenAIChatStream:
 
     def __init__(self, ctx: AnswerContext) -> None:
         self._ctx = ctx
+        self._head = _head(ctx, "chat.completion.chunk")
+        self._tail = {"usage": None} if ctx.include_usage else {}
         self._begun: set[int] = set()  # choices whose role was sent
         self._held: dict[str, Any] | None = None
 
@@ -131,13 +133,10 @@ class OpenAIChatStream:
     def usage_chunk(self, usage: Usage) -> dict[str, Any] | None:
         if not self._ctx.include_usage:
             return None
-        return _head(self._ctx, "chat.completion.chunk") | {"choices": [], "usage": openai_usage(usage)}
+        return {**self._head, "choices": [], "usage": openai_usage(usage)}
 
     def _piece(self, choice: dict[str, Any]) -> dict[str, Any]:
-        piece = _head(self._ctx, "chat.completion.chunk") | {"choices": [choice]}
-        if self._ctx.include_usage:
-            piece["usage"] = None
-        return piece
+        return {**self._head, "choices": [choice], **self._tail}
 
 
 def _head(ctx: AnswerContext, kind: str) -> dict[str, Any]:
