@@ -93,6 +93,9 @@ bench: $(TOOLS) ## Measure what the gateway adds, beside the engine asked direct
 bench-gateway: $(TOOLS) $(FOREIGN)/litellm/.installed $(FOREIGN)/ray/.installed ## Measure what a hop costs, beside LiteLLM and Ray Serve
 	$(BIN)/python -m outcrop.bench.hop $(ARGS)
 
+bench-proxy: $(STAMP) ## Measure what a proxy container adds, beside its upstream asked directly
+	$(BIN)/python -m outcrop.bench.proxy $(ARGS)
+
 bench-import: $(TOOLS) ## Measure imports beside the raw cost of the same bytes
 	$(BIN)/python -m outcrop.bench.imports
 
@@ -104,4 +107,4 @@ clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) $(FOREIGN) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 .PHONY: help setup demo serve check docs clean fuzz record-parity \
-	test test-wire test-clients test-s3 test-faults test-parity bench bench-gateway bench-import bench-serving
+	test test-wire test-clients test-s3 test-faults test-parity bench bench-gateway bench-proxy bench-import bench-serving

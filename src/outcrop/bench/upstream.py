@@ -20,10 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs
 
+from outcrop.awswire.eventstream import encode_chunk
+
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _MAX_TOKENS = re.compile(rb'"max_(?:completion_)?tokens": ?(\d+)')
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 _STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+_AWS_HEAD = _STREAM_HEAD.replace(b"text/event-stream", b"application/vnd.amazon.eventstream")
 ANSWER_CHARACTERS = 1200  # of a whole answer, about 1.5 kB with its envelope
 
 
@@ -108,9 +111,11 @@ class Connection(asyncio.Protocol):
             self._transport.write(_HEAD % 2 + b"{}")
             return
         is_chat = target.endswith("chat/completions")
-        if b'"stream":true' in body or b'"stream": true' in body:
+        is_aws = target.endswith("/invoke-with-response-stream")
+        if is_aws or b'"stream":true' in body or b'"stream": true' in body:
             found = _MAX_TOKENS.search(body)
-            self._task = asyncio.ensure_future(self._stream(is_chat, int(found[1]) if found else 16))
+            tokens = int(found[1]) if found else 16
+            self._task = asyncio.ensure_future(self._aws_stream(tokens) if is_aws else self._stream(is_chat, tokens))
             return
         answer = CHAT if is_chat else COMPLETION
         if self._pace.delay_s:
@@ -138,6 +143,21 @@ class Connection(asyncio.Protocol):
                 await asyncio.sleep(0)  # one write per token, as engines do
         end = _USAGE % (kind, tokens, 250 + tokens)
         write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(end), end))
+
+    async def _aws_stream(self, tokens: int) -> None:
+        """The same pieces in the frames of InvokeModelWithResponseStream."""
+        assert self._transport is not None
+        write, pace = self._transport.write, self._pace
+        if pace.delay_s:
+            await asyncio.sleep(pace.delay_s)
+        write(_AWS_HEAD)
+        due = time.monotonic()
+        for _ in range(tokens):
+            frame = encode_chunk(b'{"generation":"%d "}' % time.monotonic_ns())
+            write(b"%x\r\n%s\r\n" % (len(frame), frame))
+            due += pace.token_s
+            await asyncio.sleep(max(0.0, due - time.monotonic()) if pace.token_s else 0)
+        write(b"0\r\n\r\n")
 
 
 async def serve(port: int, listening: Callable[[int], object]) -> None:

@@ -29,9 +29,12 @@ class Origin:
     endpoint: Endpoint
     ca_bundle: str
     _credentials: Any
+    fixed: Keys | None = None
 
     def keys(self) -> Keys:
         """Keys to sign with now; may ask a credentials service. Raises BadSetting when there are none."""
+        if self.fixed is not None:
+            return self.fixed
         if bearer := os.environ.get("AWS_BEARER_TOKEN_BEDROCK", ""):
             return Keys(bearer=bearer)
         if self._credentials is None:

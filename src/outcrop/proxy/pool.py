@@ -269,7 +269,7 @@ class Pool:
         self._replaced("broken" if worker.broken else "ended")
         self._quick_ends = self._quick_ends + 1 if time.monotonic() - worker.started < _QUICK_S else 0
         await asyncio.sleep(min(_LONGEST_BACK_OFF_S, 0.25 * 2**self._quick_ends) if self._quick_ends else 0)
-        if not self._is_closing:
+        if sum(not worker.is_retiring for worker in self.workers) < self.settings.worker_count:
             self._spawn()
 
     def hangs(self, worker: WorkerProcess, id: int) -> None:  # noqa: A002
@@ -296,6 +296,15 @@ class Pool:
         self._spawn()
         if not worker.in_flight:
             worker.kill()
+
+    def reload(self) -> None:
+        """Load the script anew in every worker; those that run an invocation end with it."""
+        self._quick_ends = 0
+        self.failure = ""
+        if not self.workers:
+            self._spawn()
+        for worker in list(self.workers):
+            self.retire(worker, "reload")
 
     async def _watch(self) -> None:
         limit = self.settings.worker_memory_bytes

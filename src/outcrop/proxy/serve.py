@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,9 +30,10 @@ log = structlog.get_logger(__name__)
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
+_LOOK_S = 0.5  # between looks at the script's files
 
 
-class _Server(uvicorn.Server):
+class QuietServer(uvicorn.Server):
     """uvicorn without its signal handlers: the proxy drains first."""
 
     @contextlib.contextmanager
@@ -39,13 +41,13 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(settings: ProxySettings) -> int:
-    """Serve until SIGTERM or SIGINT; the exit status."""
+def serve(settings: ProxySettings, *, reload: bool = False) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. *reload*: load the script anew when a file changes."""
     logs.configure(settings.log_level, as_json=settings.log_json)
-    return uvloop.run(_serve(settings))
+    return uvloop.run(_serve(settings, reload=reload))
 
 
-async def _serve(settings: ProxySettings) -> int:
+async def _serve(settings: ProxySettings, *, reload: bool) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -56,6 +58,11 @@ async def _serve(settings: ProxySettings) -> int:
         settled = asyncio.ensure_future(pool.settled.wait())
         await asyncio.wait({stopping, settled}, return_when=asyncio.FIRST_COMPLETED)
         settled.cancel()
+        if reload:
+            changes = asyncio.create_task(_reload_at_changes(settings.model_dir, pool))
+            await stopping
+            changes.cancel()
+            return 0
         if pool.failure and not pool.is_ready:
             # A platform's health check would only time out; this says why.
             log.error("the script cannot be used", reason=pool.failure)
@@ -66,10 +73,35 @@ async def _serve(settings: ProxySettings) -> int:
     return 0
 
 
+async def _reload_at_changes(folder: Path, pool: Pool) -> None:
+    """Have workers load the script anew when a Python file below *folder* changes, appears or goes."""
+    seen = await asyncio.to_thread(_times, folder)
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        found = await asyncio.to_thread(_times, folder)
+        if found != seen:
+            changed = sorted(path for path in found.keys() | seen.keys() if found.get(path) != seen.get(path))
+            seen = found
+            log.info("the script changed; loading it anew", files=changed)
+            pool.reload()
+
+
+def _times(folder: Path) -> dict[str, int]:
+    found = {}
+    for path in folder.rglob("*.py"):
+        with contextlib.suppress(OSError):
+            found[str(path.relative_to(folder))] = path.stat().st_mtime_ns
+    return found
+
+
 @contextlib.asynccontextmanager
-async def running(settings: ProxySettings) -> AsyncIterator[tuple[str, Pool]]:
-    """A proxy inside this event loop; yields its URL once it accepts, workers may still load. Leaving drains it."""
-    found = await asyncio.to_thread(origin.find, settings)
+async def running(settings: ProxySettings, found: origin.Origin | None = None) -> AsyncIterator[tuple[str, Pool]]:
+    """A proxy inside this event loop; yields its URL once it accepts, workers may still load. Leaving drains it.
+
+    *found*: where the target is, when it is not to be looked for.
+    """
+    if found is None:
+        found = await asyncio.to_thread(origin.find, settings)
     keys = [await asyncio.to_thread(found.keys)]
     metrics = Metrics()
 
@@ -90,7 +122,7 @@ async def running(settings: ProxySettings) -> AsyncIterator[tuple[str, Pool]]:
             pool.start()
             watch = asyncio.create_task(found.watch(keys[0], changed))
             undo.callback(watch.cancel)
-            server = _Server(_uvicorn(front, settings))
+            server = QuietServer(_uvicorn(front, settings))
             task = asyncio.create_task(server.serve(sockets=[sock]), name="http")
             host, port = sock.getsockname()[:2]
             try:

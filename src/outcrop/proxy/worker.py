@@ -246,13 +246,18 @@ def main() -> None:
 
 
 async def _serve(sock: socket.socket, dialect: Dialect, config: Config) -> None:
-    tls = ssl.create_default_context(cafile=config.ca_bundle or None) if config.url.startswith("https") else None
+    tls = tls_context(config.url, config.ca_bundle)
     client = Client(connect_timeout_s=_CONNECT_S, read_timeout_s=config.stream_timeout_s, keep_s=_KEEP_S, tls=tls)
     target = Target(Endpoint(config.url, config.region, config.model), client, Keys(*config.keys))
     worker = Worker(dialect, target, config)
     sock.setblocking(False)
     await asyncio.get_running_loop().create_connection(lambda: worker.link, sock=sock)
     await worker.serve()
+
+
+def tls_context(url: str, ca_bundle: str) -> ssl.SSLContext | None:
+    """What an https *url* is reached with; None for any other."""
+    return ssl.create_default_context(cafile=ca_bundle or None) if url.startswith("https") else None
 
 
 def _first(sock: socket.socket) -> link.Begin:
