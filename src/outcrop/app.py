@@ -89,6 +89,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
     with _only_server_of(settings.home):
         credentials = load_or_create(settings.home, settings.account, settings.region)
         registry = await asyncio.to_thread(Registry.open, settings.database)
+        await asyncio.to_thread(registry.sweep)
         store = await asyncio.to_thread(WeightStore, settings.store)
         engines = engines_of(settings)
         by_name = {engine.name: engine for engine in engines}

@@ -147,6 +147,15 @@ class Settings(BaseSettings):
     hold_queue_bytes_per_principal: int = Field(
         default=128_000_000, ge=1_000, description="Bytes of one principal's requests held per model; over it 429."
     )
+    kept_answer_s: float = Field(
+        default=120.0,
+        ge=0,
+        description="Time in s for which a whole answer is kept for a retry of the same AWS invocation, whose first "
+        "attempt may have lost it; 0 keeps none.",
+    )
+    kept_answer_bytes: int = Field(
+        default=32_000_000, ge=0, description="Memory in bytes for such answers, the oldest go first; 0 keeps none."
+    )
     keep_alive_s: float | None = Field(
         default=None,
         ge=0,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from tests.e2e.test_survival import is_alive
 from tests.support.checkpoints import make_checkpoint
 from tests.support.load import BODY, Load, default_client
@@ -189,6 +190,69 @@ def test_the_caller_chooses_how_long_to_wait(steady: Server, tiny: Path) -> None
     assert int(headers["x-amz-retry-after"]) >= 1000
     assert raw_post(steady, request, {"x-outcrop-hold": "soon"})[0] == 400
     assert raw_post(steady, request, {"x-outcrop-hold": "30"})[0] == 200
+
+
+def test_a_retry_of_an_answered_invocation_gets_that_answer_and_generates_nothing(steady: Server, tiny: Path) -> None:
+    steady.import_model(tiny, "tiny")
+    headers = {"amz-sdk-invocation-id": "8c1f4c5e-0000-4000-8000-1d6a3c1c2f11"}
+    request = {"model": "tiny", "prompt": "for each", "max_tokens": 24, "temperature": 1.5}
+
+    answers = [json.loads(raw_post(steady, request, headers)[2])["choices"] for _ in range(3)]
+    others = [json.loads(raw_post(steady, request, {})[2])["choices"] for _ in range(2)]
+
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0] not in others  # it is drawn anew each time otherwise
+    assert generated(steady) == 3
+    assert sum(copy["requests"] for copy in steady.status()["copies"]) == 3
+
+
+def test_held_requests_of_a_deleted_model_hear_at_once_that_it_is_gone_and_running_ones_end(
+    steady: Server, talkative: Path
+) -> None:
+    arn = steady.import_model(talkative, "going")
+    put(steady, "models/going/scaling", {"slots": 1, "max_copies": 1})
+    client = default_client(steady)
+    long = json.dumps({**BODY, "max_tokens": 3000, "ignore_eos": True})
+    stream = iter(client.invoke_model_with_response_stream(modelId=arn, body=long)["body"])
+    next(stream)
+    heard: list[tuple[str, float]] = []
+
+    def held() -> None:
+        try:
+            client.invoke_model(modelId=arn, body=json.dumps(BODY))
+        except ClientError as exc:
+            heard.append((exc.response["Error"]["Code"], time.monotonic()))
+
+    callers = [threading.Thread(target=held) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    wait_for(lambda: steady.status()["models"][0]["held"] == 3)
+    begun = time.monotonic()
+    removal = threading.Thread(target=lambda: steady.client("bedrock").delete_imported_model(modelIdentifier=arn))
+    removal.start()
+    for caller in callers:
+        caller.join(30)
+
+    assert [code for code, _ in heard] == ["ResourceNotFoundException"] * 3
+    assert max(at for _, at in heard) - begun < 10  # long before the stream and its copy end
+    last = [json.loads(event["chunk"]["bytes"]) for event in stream][-1]
+    assert last["amazon-bedrock-invocationMetrics"]["outputTokenCount"] == 3000
+    removal.join(30)
+    assert not steady.status()["copies"]
+
+
+def test_a_changed_configuration_rolls_a_model_s_copies_without_a_failed_request(steady: Server, tiny: Path) -> None:
+    arn = steady.import_model(tiny, "tiny")
+    with Load(steady, [arn]) as load:
+        settled(load)
+        before = set(pids(steady))
+        put(steady, "models/tiny/scaling", {"slots": 3})
+        wait_for(lambda: bool(pids(steady)) and not before & set(pids(steady)), 60)
+        settled(load)
+
+    assert not load.failed
+    assert not load.broken
+    assert {copy["slots"] for copy in steady.status()["copies"]} == {3}
 
 
 @pytest.mark.long

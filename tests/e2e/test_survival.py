@@ -25,12 +25,6 @@ def fresh(tmp_path: Path) -> Iterator[Server]:
     server.stop()
 
 
-@pytest.fixture(scope="session")
-def talkative(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint whose context holds answers of many seconds, so that what happens mid-stream does."""
-    return make_checkpoint(tmp_path_factory.mktemp("talkative") / "checkpoint", max_position_embeddings=16_384)
-
-
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"

@@ -89,6 +89,9 @@ class FakeProcess:
     def cpu_s(self) -> float:
         return self.busy * asyncio.get_running_loop().time()
 
+    def peak_memory_bytes(self) -> int:
+        return 1
+
     def trim_log(self, limit_bytes: int) -> None:
         pass
 

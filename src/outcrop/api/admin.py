@@ -79,11 +79,12 @@ class Admin:
         return await self.model(principal, identifier)
 
     def _served(self, entry: Served) -> dict[str, Any]:
+        spec = self._fleet.spec_of(entry.spec)
         return {
             "model_name": entry.record.model_name,
             "model_arn": imported_model_arn(self._region, entry.record.account, entry.record.model_id),
             "context_tokens": entry.spec.context_tokens,
-            "slots": entry.spec.slots,
+            "slots": spec.slots,
             "threads": entry.spec.threads,
             "dialect": entry.facts.dialect,
             **structs.asdict(self._fleet.model_status(entry.spec)),

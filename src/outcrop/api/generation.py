@@ -19,6 +19,7 @@ from outcrop.serving.catalogue import Served
 from outcrop.serving.copies import Lease
 from outcrop.serving.fleet import Fleet
 from outcrop.serving.hold import Ask
+from outcrop.serving.kept_answers import KeptAnswers, Key, key_of
 from outcrop.serving.router import prefix_of, weight_of
 from outcrop.settings import Settings
 from outcrop.telemetry.recorder import Recorder
@@ -46,12 +47,15 @@ class Measured(RequestFacts):
 
 
 class Generation:
-    """Runs canonical requests on copies. Holds no state of its own between requests."""
+    """Runs canonical requests on copies. Between requests it holds answers that may have been lost on their way."""
 
     def __init__(self, fleet: Fleet, settings: Settings, recorder: Recorder) -> None:
         self._fleet = fleet
         self._settings = settings
         self._recorder = recorder
+        self._kept = KeptAnswers(
+            limit_bytes=settings.kept_answer_bytes, keep_s=settings.kept_answer_s, clock=time.monotonic
+        )
 
     @property
     def heartbeat_s(self) -> float:
@@ -59,7 +63,14 @@ class Generation:
         return self._settings.heartbeat_s
 
     async def complete(self, served: Served, request: GenerateRequest, measured: Measured) -> Completion:
-        """The whole answer. A copy that breaks mid-way is retried once on another one: nothing was sent yet."""
+        """The whole answer. A copy that breaks mid-way is retried once on another one: nothing was sent yet.
+
+        A retry of an invocation that was answered gets that answer, which was lost on its way: it generates once.
+        """
+        key = self._key(served, request, measured)
+        if key is not None and (kept := self._kept.find(key)) is not None:
+            measured.replayed()
+            return kept
         for attempt in range(1, ATTEMPTS + 1):
             lease = await self._acquire(served, request.body, measured, self._settings.hold_limit_s)
             try:
@@ -74,7 +85,16 @@ class Generation:
                 lease.release()
                 measured.left()
         measured.answered(completion.usage)
+        if key is not None:
+            self._kept.keep(key, completion)
         return completion
+
+    def _key(self, served: Served, request: GenerateRequest, measured: Measured) -> Key | None:
+        """By what a retry of this request would find its answer; None for a caller that does not say which retry is."""
+        ask = (measured.patience or _ANYONE).ask
+        if ask.invocation_id is None or not self._kept.is_on:
+            return None
+        return key_of(ask.principal, ask.invocation_id, served.spec.model_id, request)
 
     async def count_tokens(self, served: Served, request: GenerateRequest, measured: Measured) -> int:
         """Tokens that the engine would read for *request*."""

@@ -98,6 +98,9 @@ def set_scaling(
         None, help="Copies are paid in windows of this length; 0: by the second."
     ),
     window_s: float | None = typer.Option(None, help="Least seconds that a peak holds copies up (60)."),
+    slots: int | None = typer.Option(
+        None, help="Requests that one copy runs at a time; running copies are replaced one by one, none is dropped."
+    ),
     floor: list[str] = typer.Option(  # noqa: B008
         [], help="'CRON;SECONDS;MIN[;MAX]', UTC: from each time on, so long, so many copies. Repeatable."
     ),
@@ -112,6 +115,7 @@ def set_scaling(
         "interference": interference,
         "paid_window_s": paid_window_s,
         "window_s": window_s,
+        "slots": slots,
         "floors": [_floor(text) for text in floor],
     }
     body = {name: value for name, value in values.items() if value is not None}

@@ -19,7 +19,7 @@ from outcrop.ids import JobId, ModelId, import_job_id, import_job_resource, impo
 from outcrop.registry import attachments
 from outcrop.registry.attachments import Attachments
 from outcrop.registry.records import ImportedModel, ImportJob
-from outcrop.registry.schema import import_jobs, imported_models
+from outcrop.registry.schema import cold_starts, import_jobs, imported_models, model_aliases, model_scaling
 
 ENDED = ("COMPLETED", "FAILED")
 
@@ -201,6 +201,18 @@ class Registry:
                     imported_models.c.account == account, imported_models.c.model_id == model_id
                 )
             )
+            for table in (cold_starts, model_aliases, model_scaling):
+                db.execute(table.delete().where(table.c.model_id == model_id))
+
+    def sweep(self) -> int:
+        """Remove what belongs to models that are gone, left by a server killed in between; how many rows."""
+        known = sa.select(imported_models.c.model_id)
+        with self._engine.begin() as db:
+            swept = (
+                db.execute(table.delete().where(table.c.model_id.not_in(known)))
+                for table in (cold_starts, model_aliases, model_scaling)
+            )
+            return sum(result.rowcount for result in swept)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

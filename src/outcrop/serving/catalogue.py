@@ -64,6 +64,7 @@ class Catalogue:
         for key in (record.model_id, record.model_name):
             self._by_key.pop((record.account, key), None)
             self._kept.pop((record.account, key), None)
+        self._aliases = {alias: model_id for alias, model_id in self._aliases.items() if model_id != record.model_id}
 
     def find(self, account: str, identifier: str) -> Served:
         """The model with this ARN, id, name or alias. Raises ModelNotFound, EngineMissing."""

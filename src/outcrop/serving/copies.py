@@ -98,6 +98,7 @@ class Model:
     spec: CopySpec
     queue: HoldQueue[Lease]
     active_at: float
+    spec_given: CopySpec  # without what an operator set
     copies: list[Copy] = field(default_factory=list)
     demand: Demand = field(default_factory=Demand)
     starts: ColdStarts = field(default_factory=ColdStarts)
@@ -108,6 +109,7 @@ class Model:
     failure: str | None = None  # set once starts failed too often in a row; cleared by the next ready copy
     blocked_since: float | None = None  # wants a copy, and the node has no room
     is_removed: bool = False
+    placed: asyncio.Future[Copy] | None = None  # of a proof run: resolved with its only copy once there is room for it
 
     def cold_until(self, joined_at: float, now: float) -> float:
         """When the first copy became ready for a request that joined at *joined_at* and found none; at most *now*."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from outcrop.errors import EngineFault, ModelNotFound, ServiceError, ShuttingDow
 from outcrop.ids import CopyId, random_id
 from outcrop.inference.canonical import GenerateRequest
 from outcrop.launchers.local import LocalLauncher
-from outcrop.serving import policy, proving, schedule, seen, starts
+from outcrop.serving import policy, proving, rolling, room, schedule, seen, starts
 from outcrop.serving.background import Background
 from outcrop.serving.bring_up import BringUp
 from outcrop.serving.copies import UNOBSERVED, Copy, CopyStatus, DecisionRecord, Events, Lease, Model, ModelStatus
@@ -44,6 +45,7 @@ log = structlog.get_logger(__name__)
 
 TICK_S = 1.0
 STOP_GRACE_S = 5.0
+REMOVED_KEPT = 10_000  # deleted models whose ids are remembered
 ANYONE = Ask()
 
 
@@ -81,6 +83,7 @@ class Fleet:
         self._models: dict[str, Model] = {}
         self._learned: dict[str, ColdStarts] = {}
         self._scaling: dict[str, schedule.Scaling] = {}
+        self._removed: OrderedDict[str, None] = OrderedDict()  # models that late requests may still name
         self._landlord = Landlord(
             memory_bytes=memory_bytes, cores=cores, threads=settings.cpu_threads, model_count=model_count
         )
@@ -131,6 +134,8 @@ class Fleet:
         """
         if self._is_closing:
             raise ShuttingDown("The server is shutting down. Retry on another one.", retry_after_s=5)
+        if spec.model_id in self._removed:
+            raise ModelNotFound("The model was deleted.")
         return await self._lending.acquire(self._model(spec), hold_s=hold_s, ask=ask, task=task)
 
     async def warm(self, spec: CopySpec, *, wait_s: float) -> None:
@@ -141,10 +146,12 @@ class Fleet:
         (await self.acquire(spec, hold_s=wait_s)).release()
 
     def configure(self, model_id: str, scaling: schedule.Scaling) -> None:
-        """Set one model's scaling from now on."""
+        """Set one model's scaling from now on. Copies that run otherwise than it says are replaced one by one."""
         self._scaling[model_id] = scaling
-        if model_id in self._models:
-            self._models[model_id].scaling = scaling
+        model = self._models.get(model_id)
+        if model is not None:
+            model.scaling = scaling
+            model.spec = room.with_slots(model.spec_given, scaling.slots)
             self._bell.set()
 
     def scaling(self, model_id: str) -> schedule.Scaling:
@@ -156,9 +163,18 @@ class Fleet:
         self._learned.setdefault(model_id, ColdStarts()).seed(measured)
 
     def adopt(self, spec: CopySpec) -> None:
-        """Make the model known, so that its schedule holds before anyone asked it."""
-        self._model(spec)
+        """Make the model known, so that its schedule holds before anyone asked it, and *spec* how it runs from now on.
+
+        Copies that run otherwise are replaced one by one.
+        """
+        model = self._model(spec)
+        model.spec_given = spec
+        model.spec = room.with_slots(spec, model.scaling.slots)
         self._bell.set()
+
+    def spec_of(self, spec: CopySpec) -> CopySpec:
+        """*spec* as the model's copies run it: with what an operator set."""
+        return room.with_slots(spec, self.scaling(spec.model_id).slots)
 
     def decisions(self, model_id: str) -> list[DecisionRecord]:
         """The last scaling decisions of one model, the oldest first."""
@@ -203,23 +219,38 @@ class Fleet:
 
     async def remove(self, model_id: str) -> None:
         """Drain and stop the model's copies and forget it."""
+        self._removed[model_id] = None
+        while len(self._removed) > REMOVED_KEPT:
+            self._removed.popitem(last=False)
         model = self._models.get(model_id)
-        if model is None:
-            return
-        model.is_removed = True
-        model.queue.fail(ModelNotFound("The model was deleted."))
-        self._bell.set()
-        while model.copies:
-            await asyncio.sleep(0.01)
+        if model is not None:
+            model.is_removed = True
+            model.queue.fail(ModelNotFound("The model was deleted."))
+            self._bell.set()
+            while model.copies:
+                await asyncio.sleep(0.01)
         self._models.pop(model_id, None)
         self._learned.pop(model_id, None)
         self._scaling.pop(model_id, None)
         await asyncio.to_thread(self._bring_up.forget_logs, model_id, 0)
 
     async def prove(self, spec: CopySpec, request: GenerateRequest, probes: list[tuple[str, list[int]]]) -> ProofReport:
-        """Start one copy apart from the routed ones, compare tokens, generate, stop it. Raises EngineFault."""
+        """Start one copy apart from the routed ones, compare tokens, generate, stop it. Raises EngineFault.
+
+        It waits for room like any first copy, and what it takes counts.
+        """
         engine, known = self._engines[spec.engine], self._known(spec.model_id)
-        return await proving.prove(self._bring_up, engine, spec, request, probes, known=known, clock=self._clock)
+        placed: asyncio.Future[Copy] = asyncio.get_running_loop().create_future()
+        key, model = f"proof-{random_id(8)}", self._made(spec)
+        model.placed = placed
+        self._models[key] = model
+        self._bell.set()
+        try:
+            copy = await placed
+            return await proving.prove(self._bring_up, engine, copy, request, probes, known=known, clock=self._clock)
+        finally:
+            self._models.pop(key, None)
+            self._bell.set()
 
     @property
     def log_folder(self) -> Path:
@@ -247,6 +278,11 @@ class Fleet:
 
     def _reconcile(self, model: Model) -> None:
         now = self._clock()
+        if model.placed is not None:
+            copy = None if model.placed.done() else self._place(model, now)
+            if copy is not None:
+                model.placed.set_result(copy)
+            return
         self._lending.release_held(model)
         params = seen.params_of(model, self._params, self._wall())
         facts = seen.facts_of(model, params, now)
@@ -262,17 +298,45 @@ class Fleet:
                 break
         else:
             model.blocked_since = None
-        for copy in seen.ready_copies(model):
+        ready = seen.ready_copies(model)
+        outdated = [copy for copy in ready if rolling.is_outdated(copy, model.spec)]
+        for copy in ready:
             if model.is_removed:
                 self._drain(model, copy, self._settings.drain_s)
-            elif copy.copy_id in decision.retire:
+            elif copy.copy_id in decision.retire and not outdated:
                 if desired or self._settings.stop_idle:
                     self._drain(model, copy, self._settings.request_timeout_s)
                 elif copy.state is State.READY:
                     copy.state = advance(copy.state, State.EVICTABLE)
 
+        if outdated and not model.is_removed:
+            self._roll(model, outdated, desired, now)
+
+    def _roll(self, model: Model, outdated: list[Copy], desired: int, now: float) -> None:
+        """One step towards copies of the present configuration."""
+        step = rolling.next_step(model.copies, outdated, desired)
+        if step is rolling.Step.ORDER:
+            # What another model's copy would have to go for is not worth it: then our own old one goes.
+            if self._landlord.plan(model, list(self._models.values()), now).may_start:
+                self._order(model, now)
+            else:
+                step = rolling.Step.DRAIN
+        if step is rolling.Step.DRAIN:
+            copy = rolling.least_loaded(outdated)
+            log.info("replacing a copy of an earlier configuration", copy_id=copy.copy_id, model_id=copy.spec.model_id)
+            self._drain(model, copy, self._settings.request_timeout_s)
+
     def _order(self, model: Model, now: float) -> bool:
         """Start one more copy, if the node has room or idle copies can make it; whether it was started."""
+        copy = self._place(model, now)
+        if copy is None:
+            return False
+        copy.decision = model.decisions[-1]
+        self._background.spawn(self._start(model, copy), f"start-{copy.copy_id}")
+        return True
+
+    def _place(self, model: Model, now: float) -> Copy | None:
+        """A further copy that has its room; None while it has not, and idle copies may be going for it."""
         plan = self._landlord.plan(model, list(self._models.values()), now)
         for owner, copy in plan.evicted:
             log.info("evicting", copy_id=copy.copy_id, model_id=owner.spec.model_id, for_model=model.spec.model_id)
@@ -280,12 +344,10 @@ class Fleet:
             self._drain(owner, copy, self._settings.request_timeout_s, "evicted")
         if not plan.may_start:
             model.blocked_since = now if model.blocked_since is None else model.blocked_since
-            return False
-        spec = structs.replace(model.spec, threads=plan.threads)
-        copy = Copy(CopyId(random_id(8)), spec, now, decision=model.decisions[-1])
+            return None
+        copy = Copy(CopyId(random_id(8)), structs.replace(model.spec, threads=plan.threads), now)
         model.copies.append(copy)
-        self._background.spawn(self._start(model, copy), f"start-{copy.copy_id}")
-        return True
+        return copy
 
     async def _start(self, model: Model, copy: Copy) -> None:
         try:
@@ -374,18 +436,22 @@ class Fleet:
     def _model(self, spec: CopySpec) -> Model:
         model = self._models.get(spec.model_id)
         if model is None:
-            settings = self._settings
-            limits = Limits(
-                requests=settings.hold_queue_requests,
-                bytes=settings.hold_queue_bytes,
-                principal_requests=settings.hold_queue_requests_per_principal,
-                principal_bytes=settings.hold_queue_bytes_per_principal,
-            )
-            model = self._models[spec.model_id] = Model(
-                spec,
-                HoldQueue[Lease](limits, self._clock),
-                active_at=-1e9,
-                starts=self._learned.setdefault(spec.model_id, ColdStarts()),
-                scaling=self._scaling.get(spec.model_id, schedule.DEFAULTS),
-            )
+            model = self._models[spec.model_id] = self._made(spec)
+            model.starts = self._learned.setdefault(spec.model_id, ColdStarts())
         return model
+
+    def _made(self, spec: CopySpec) -> Model:
+        settings = self._settings
+        limits = Limits(
+            requests=settings.hold_queue_requests,
+            bytes=settings.hold_queue_bytes,
+            principal_requests=settings.hold_queue_requests_per_principal,
+            principal_bytes=settings.hold_queue_bytes_per_principal,
+        )
+        return Model(
+            self.spec_of(spec),
+            HoldQueue[Lease](limits, self._clock),
+            active_at=-1e9,
+            spec_given=spec,
+            scaling=self.scaling(spec.model_id),
+        )

@@ -150,7 +150,8 @@ class Landlord:
 
 
 def _waits_longer(other: Model, model: Model) -> bool:
-    if other.blocked_since is None or other.is_removed or not (len(other.queue) or other.queue.kept):
+    is_wanted = other.placed is not None or len(other.queue) or other.queue.kept
+    if other.blocked_since is None or other.is_removed or not is_wanted:
         return False
     return model.blocked_since is None or other.blocked_since < model.blocked_since
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from outcrop.engines.base import CopySpec, Endpoint, Engine
+from outcrop.engines.base import Endpoint, Engine
 from outcrop.inference.canonical import GenerateRequest
 from outcrop.serving import proof
 from outcrop.serving.bring_up import BringUp
+from outcrop.serving.copies import Copy
 from outcrop.serving.proof import ProofReport
 from outcrop.serving.starts import ColdStarts
 
@@ -18,16 +19,17 @@ STOP_GRACE_S = 5.0
 async def prove(
     bring_up: BringUp,
     engine: Engine,
-    spec: CopySpec,
+    copy: Copy,
     request: GenerateRequest,
     probes: Iterable[tuple[str, list[int]]],
     *,
     known: ColdStarts,
     clock: Callable[[], float],
 ) -> ProofReport:
-    """Start a copy of *spec*, compare tokens, generate, stop it. Raises EngineFault."""
-    begun = clock()
+    """Bring *copy* up, compare tokens, generate, stop it. Raises EngineFault."""
+    begun, spec = clock(), copy.spec
     process, endpoint = await bring_up.launch(spec, "proof", known)
+    copy.process = process
     try:
         spawned = clock()
         await bring_up.until_ready(spec, endpoint, known)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from msgspec import structs
+
 from outcrop.engines.base import CopySpec
 
 OVERHEAD_BYTES = 100_000_000  # interpreter, engine code and compute buffers of one copy
@@ -23,6 +25,13 @@ def used_bytes(specs: Iterable[CopySpec]) -> int:
 def own_bytes(spec: CopySpec) -> int:
     """What a copy takes beside the weights that it may share."""
     return spec.kv_bytes + OVERHEAD_BYTES
+
+
+def with_slots(spec: CopySpec, slots: int | None) -> CopySpec:
+    """*spec* with room for *slots* requests at a time; None leaves it."""
+    if slots is None or slots == spec.slots:
+        return spec
+    return structs.replace(spec, slots=slots, kv_bytes=spec.kv_bytes // max(1, spec.slots) * slots)
 
 
 def needed_bytes(spec: CopySpec, beside: Sequence[CopySpec]) -> int:

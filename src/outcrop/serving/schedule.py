@@ -24,7 +24,10 @@ class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Scaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an operator set for one model; None leaves the server's default."""
+    """What an operator set for one model; None leaves the server's default.
+
+    *slots*: requests that one copy runs at a time; a change replaces the copies that run, one by one.
+    """
 
     min_copies: int | None = None
     max_copies: int | None = None
@@ -34,6 +37,7 @@ class Scaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait_slo_s: float | None = None
     paid_window_s: float | None = None
     window_s: float | None = None
+    slots: int | None = None
     floors: tuple[Floor, ...] = ()
 
 
@@ -54,6 +58,8 @@ def check(scaling: Scaling) -> None:
         value = getattr(scaling, name)
         if value is not None and value < 0:
             raise InvalidRequest(f"{name}={value} is negative. Choose 0 or more.")
+    if scaling.slots is not None and not 1 <= scaling.slots <= 256:
+        raise InvalidRequest(f"slots={scaling.slots} is outside 1..256.")
     if scaling.slowdown is not None and scaling.slowdown < 1:
         raise InvalidRequest(f"slowdown={scaling.slowdown} is less than 1: no request runs faster beside others.")
     for floor in scaling.floors:
@@ -77,7 +83,7 @@ def is_active(floor: Floor, now: datetime) -> bool:
 
 def params_at(base: Params, scaling: Scaling, active: Iterable[Floor]) -> Params:
     """*base* with the operator's values, then with the floors that are *active* now; a later one wins."""
-    given = {name: getattr(scaling, name) for name in scaling.__struct_fields__ if name != "floors"}
+    given = {name: getattr(scaling, name) for name in scaling.__struct_fields__ if name not in ("floors", "slots")}
     values = {name: getattr(base, name) for name in base.__dataclass_fields__}
     values |= {name: value for name, value in given.items() if value is not None}
     for floor in active:

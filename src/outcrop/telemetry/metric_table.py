@@ -63,7 +63,7 @@ SERVER_ERRORS = _counter(
 )
 REQUESTS = _counter(
     "requests",
-    "All requests that ended; outcome is ok, cancelled (the caller left) or the name of the error.",
+    "Requests that ended; outcome is ok, replayed (a kept answer), cancelled (the caller left) or the error's name.",
     "model",
     "operation",
     "outcome",

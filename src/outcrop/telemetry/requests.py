@@ -159,6 +159,10 @@ class RequestFacts:
     def answered(self, usage: Usage | None) -> None:
         self.outcome, self.usage, self.status = "ok", usage, 200
 
+    def replayed(self) -> None:
+        """An earlier attempt's answer is given again: nothing was generated, nothing is metered."""
+        self.outcome, self.status = "replayed", 200
+
     def failed(self, exc: BaseException, status: int = 200) -> None:
         """*status*: what the caller was told; 200 inside a stream that is open."""
         self.outcome, self.status = type(exc).__name__, status

@@ -370,6 +370,85 @@ def test_logs_of_ended_copies_are_kept_up_to_a_number_and_go_with_the_model(tmp_
     play(story, home=tmp_path, copy_logs_kept=2)
 
 
+def test_a_changed_configuration_replaces_copies_one_by_one_and_no_request_notices() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        async def forever() -> None:
+            while True:
+                await use(fleet, spec(), for_s=2)
+
+        loads = [asyncio.create_task(forever()) for _ in range(2)]
+        await asyncio.sleep(10)
+        before = {copy.copy_id for copy in fleet.status()}
+        fleet.configure("model", Scaling(slots=4))
+        for _ in range(200):
+            await asyncio.sleep(0.1)
+            assert fleet.serving("model") >= 1
+        assert {copy.slots for copy in fleet.status()} == {4}
+        assert not before & {copy.copy_id for copy in fleet.status()}
+        assert not any(load.done() for load in loads)
+        for load in loads:
+            load.cancel()
+
+    play(story, max_copies=1)
+
+
+def test_with_room_for_one_copy_the_old_one_drains_first_and_requests_are_held() -> None:
+    one = spec(weight_bytes=4 * GB, kv_bytes=4 * GB)
+
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        runs = asyncio.create_task(use(fleet, one, for_s=10))
+        await asyncio.sleep(5)
+        fleet.adopt(spec(weight_bytes=4 * GB, kv_bytes=5 * GB))
+        await asyncio.sleep(1)
+        waits = asyncio.create_task(use(fleet, one))
+        assert await waits != await runs
+        assert launcher.started == 2
+
+    play(story, memory_bytes=10 * GB)
+
+
+def test_a_late_request_to_a_deleted_model_starts_nothing() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        await use(fleet, spec())
+        await fleet.remove("model")
+        with pytest.raises(ModelNotFound):
+            await use(fleet, spec())
+        assert launcher.started == 1
+
+    play(story)
+
+
+def test_who_waits_for_the_start_of_a_model_that_is_deleted_hears_it_at_once() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        waits = asyncio.create_task(use(fleet, spec()))
+        await asyncio.sleep(1)
+        removal = asyncio.create_task(fleet.remove("model"))
+        begun = asyncio.get_running_loop().time()
+        with pytest.raises(ModelNotFound):
+            await waits
+        assert asyncio.get_running_loop().time() - begun < 0.1
+        await removal
+
+    play(story, FakeLauncher(start_s=30))
+
+
+def test_a_proof_run_waits_for_room_and_what_it_takes_counts() -> None:
+    resting, proved, asked = (spec(name, weight_bytes=4 * GB) for name in ("resting", "proved", "asked"))
+
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        await use(fleet, resting)
+        await asyncio.sleep(10)
+        proof = asyncio.create_task(fleet.prove(proved, ONE, []))
+        await asyncio.sleep(0.5)
+        assert fleet.serving("resting") == 0  # it made room
+        assert not fleet.has_room(asked)
+        await proof
+        assert fleet.has_room(asked)
+        assert not fleet.status()
+
+    play(story, memory_bytes=6 * GB)
+
+
 def test_a_lease_ends_with_the_task_that_took_it_even_when_nobody_released_it() -> None:
     async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
         async def careless() -> None:
