@@ -87,6 +87,10 @@ check: $(TOOLS) ## Lint, type-check, check import contracts and generated docume
 docs: $(TOOLS) ## Write the generated reference pages
 	$(BIN)/python -m outcrop.cli.reference
 
+.PHONY: bench-telemetry
+bench-telemetry: $(STAMP) ## Measure what recording a request costs it
+	$(BIN)/python -m outcrop.bench.telemetry
+
 bench: $(TOOLS) ## Measure what the gateway adds, beside the engine asked directly
 	$(BIN)/python -m outcrop.bench.gateway
 

@@ -12,7 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
@@ -52,9 +52,13 @@ from outcrop.serving.schedule import Scaling
 from outcrop.serving.starts import Tier
 from outcrop.settings import Settings
 from outcrop.telemetry import logs
+from outcrop.telemetry.metric_table import SPANS_DROPPED
 from outcrop.telemetry.metrics import Metrics
 from outcrop.telemetry.recorder import Recorder
 from outcrop.telemetry.request_log import RequestLog
+
+if TYPE_CHECKING:
+    from outcrop.telemetry.traces import Traces  # imports OpenTelemetry, which is an extra
 
 log = structlog.get_logger(__name__)
 
@@ -98,7 +102,12 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         requests = RequestLog(
             settings.logs / "requests.jsonl", most_bytes=settings.request_log_bytes, kept=settings.request_records
         )
-        recorder = Recorder(metrics, requests, slow_s=settings.slow_request_s)
+        traces = _traces(settings)
+        recorder = Recorder(
+            metrics, requests, slow_s=settings.slow_request_s, export=traces.export if traces is not None else None
+        )
+        if traces is not None:
+            metrics.watch(lambda: [(SPANS_DROPPED, (), traces.dropped)])
         catalogue.load(await asyncio.to_thread(registry.all_models))
         records = ServingRecords(registry)
         fleet = Fleet(
@@ -148,6 +157,8 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         )
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(registry.close)
+            if traces is not None:
+                undo.push_async_callback(asyncio.to_thread, traces.close)
             undo.push_async_callback(_ended, asyncio.create_task(requests.run(), name="request-log"))
             for engine in engines:
                 undo.push_async_callback(engine.aclose)
@@ -181,6 +192,15 @@ def engines_of(settings: Settings) -> list[Engine]:
                 "(OUTCROP_ENGINE_BY_MODEL)"
             )
     return engines
+
+
+def _traces(settings: Settings) -> Traces | None:
+    """Who exports traces, where they are asked for. Raises BadSetting when OpenTelemetry is not installed."""
+    if not settings.otlp_endpoint:
+        return None
+    from outcrop.telemetry.traces import Traces
+
+    return Traces(settings.otlp_endpoint, sample=settings.otlp_sample)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -111,6 +111,20 @@ class Settings(BaseSettings):
         description="Bytes of the files logs/requests.jsonl and .1, which keep more of them (`outcrop trace`); the "
         "oldest go first. 0 writes no file.",
     )
+    otlp_endpoint: str = Field(
+        default="",
+        pattern=r"^(https?://\S+)?$",
+        description="Address of an OpenTelemetry collector that traces of requests are sent to, as OTLP over HTTP, for "
+        "example `http://localhost:4318`. Needs the extra `otel`; the standard OTEL_EXPORTER_OTLP_HEADERS and "
+        "_CERTIFICATE are obeyed. Empty: no traces, and no cost.",
+    )
+    otlp_sample: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the requests without a `traceparent` that are traced; a caller's own sampled flag is "
+        "obeyed.",
+    )
 
     max_body_bytes: int = Field(
         default=25_000_000, ge=1_000, description="Largest request body; over it the request is refused."

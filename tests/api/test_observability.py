@@ -17,6 +17,7 @@ import openai
 import pytest
 from botocore.exceptions import ClientError
 from prometheus_client.parser import text_string_to_metric_families
+from tests.support.otlp import Collector, attributes
 from tests.support.server import Server, wait_for
 
 PROMPT = "zanzibar hippopotamus wheelbarrow"
@@ -25,10 +26,17 @@ CONVERSE = [{"role": "user", "content": [{"text": PROMPT}]}]
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Server]:
-    """A server of its own, whose model ``watched`` stops as soon as it is idle; it logs every request."""
+def collector() -> Iterator[Collector]:
+    with Collector() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory, tiny: Path, collector: Collector) -> Iterator[Server]:
+    """A server of its own with a model ``watched``, which logs every request and sends its traces to *collector*."""
     home = tmp_path_factory.mktemp("watched")
-    server = Server(home, cpu_threads=1, slots=2, slow_request_s=0, log_json=True, log_level="debug").start()
+    logging = {"slow_request_s": 0, "log_json": True, "log_level": "debug"}
+    server = Server(home, cpu_threads=1, slots=2, otlp_endpoint=collector.url, **logging).start()
     server.import_model(tiny, "watched")
     yield server
     server.stop()
@@ -94,7 +102,7 @@ def test_a_cold_request_is_explained_down_to_the_decision_that_ordered_its_copy(
     assert record["cold_start"]["decision"]["facts"]["held"] == 1
     assert record["cold_start"]["copy_id"] == record["attempts"][0]["copy_id"]
     names = [step["name"] for step in steps if not step["under"]]
-    assert [name for name in names if name != "queue"][:3] == ["receive", "hold", "generate"]
+    assert [name for name in names if name != "queue"][:3] == ["receive", "hold", "prefill"]
     assert record["principal"].startswith("arn:aws:iam::")
     assert record["output_tokens"] == 4
 
@@ -238,7 +246,7 @@ def test_the_commands_show_a_request_the_last_ones_and_what_goes_on(watched: Ser
     slowest = json.loads(command(watched, "trace", "--slowest", "--json"))
     top = json.loads(command(watched, "top", "--once", "--json", "--interval", "0.1"))
 
-    assert all(word in traced for word in (request_id, "generate", "Converse", "total"))
+    assert all(word in traced for word in (request_id, "prefill", "decode", "Converse", "total"))
     assert request_id in listed
     assert [row["total_s"] for row in slowest] == sorted((row["total_s"] for row in slowest), reverse=True)
     assert top["models"][0]["model_name"] == "watched"
@@ -246,7 +254,40 @@ def test_the_commands_show_a_request_the_last_ones_and_what_goes_on(watched: Ser
     assert "watched" in command(watched, "top", "--once", "--interval", "0.1")
 
 
-def test_nothing_that_a_caller_says_reaches_logs_records_or_metrics(watched: Server) -> None:
+def test_a_caller_s_traceparent_becomes_the_parent_of_the_request_s_trace(
+    watched: Server, collector: Collector
+) -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    client = watched.client("bedrock-runtime")
+    client.meta.events.register(
+        "before-call.bedrock-runtime",
+        lambda params, **_: params["headers"].update(traceparent=f"00-{trace_id}-b7ad6b7169203331-01"),
+    )
+    answer = client.converse_stream(modelId=arn_of(watched, "watched"), messages=CONVERSE)
+    list(answer["stream"])
+
+    wait_for(lambda: any(span.trace_id.hex() == trace_id for span in collector.named("ConverseStream watched")))
+
+    spans = {span.name: span for span in collector.spans if span.trace_id.hex() == trace_id}
+    root = spans["ConverseStream watched"]
+    assert root.parent_span_id.hex() == "b7ad6b7169203331"
+    assert attributes(root)["aws.request_id"] == answer["ResponseMetadata"]["RequestId"]
+    assert {"receive", "prefill", "decode"} <= spans.keys()
+    assert [event.name for event in spans["decode"].events] == ["last token"]
+
+
+def test_the_first_request_s_trace_holds_the_stages_of_its_cold_start(watched: Server, collector: Collector) -> None:
+    wait_for(lambda: bool(collector.named("load")))
+
+    (load,) = collector.named("load")
+    (start,) = [span for span in collector.named("cold start") if span.span_id == load.parent_span_id]
+    assert attributes(start)["outcrop.decision"]
+    assert start.start_time_unix_nano <= load.start_time_unix_nano < load.end_time_unix_nano <= start.end_time_unix_nano
+
+
+def test_nothing_that_a_caller_says_reaches_logs_records_metrics_or_traces(
+    watched: Server, collector: Collector
+) -> None:
     converse(watched)
     body = json.dumps({"messages": [{"role": PROMPT, "content": PROMPT}], "max_tokens": 3})
     for raw in (body, json.dumps({"prompt": PROMPT, "max_tokens": PROMPT}), f'{{"prompt": "{PROMPT}'):
@@ -258,6 +299,7 @@ def test_nothing_that_a_caller_says_reaches_logs_records_or_metrics(watched: Ser
 
     said = [PROMPT, *PROMPT.split()]
     pages = [log.read_text(), records.read_text(), str(metrics(watched)), json.dumps(watched.admin("/outcrop/v1/top"))]
+    pages.append(str(collector.spans))
     assert all(last in page for page in pages[:2])
     assert not [word for word in said for page in pages if word in page]
 

@@ -84,7 +84,7 @@ class Generation:
             finally:
                 lease.release()
                 measured.left()
-        measured.answered(completion.usage)
+        measured.answered(completion.usage, completion.decode_s)
         if key is not None:
             self._kept.keep(key, completion)
         return completion

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def top(
         while True:
             before, found = _look(client, before, interval_s)
             if not as_json:
-                Console().print(_page(found))
+                Console(width=None if sys.stdout.isatty() else 200).print(_page(found))
             elif once:
                 echo_json(found)
             else:

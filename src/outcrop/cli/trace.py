@@ -75,7 +75,8 @@ def _tokens(record: dict[str, Any]) -> str:
     if "output_tokens" in record:
         read, made = record["input_tokens"], record["output_tokens"]
         first_s = record.get("first_token_s")
-        rate = made / (record["total_s"] - first_s) if first_s and record["total_s"] > first_s else None
+        decode_s = record.get("decode_s") if first_s is None else record["total_s"] - first_s
+        rate = (made - 1) / decode_s if decode_s else None
         return f"{read} read, {made} generated" + (f", {rate:.1f}/s after the first" if rate else "")
     chunks = record.get("chunks", 0)
     return f"about {chunks} generated so far" if chunks else "none generated"

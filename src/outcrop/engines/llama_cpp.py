@@ -87,12 +87,17 @@ class _Verbose(msgspec.Struct):
     stopping_word: str = ""
 
 
+class _Timings(msgspec.Struct):
+    predicted_ms: float | None = None
+
+
 class _Answer(msgspec.Struct):
     """An answer or a streamed event, of chats and completions both."""
 
     choices: list[_Choice] = []
     usage: _Usage | None = None
     error: _Error | None = None
+    timings: _Timings | None = None
     verbose: _Verbose | None = msgspec.field(default=None, name="__verbose")
     prompt_logprobs: list[Any] | None = None
 
@@ -195,6 +200,7 @@ class LlamaCpp:
             choices=[whole.choices[0] for whole in each],
             usage=Usage(each[0].usage.prompt_tokens, sum(whole.usage.completion_tokens for whole in each)),
             prompt_logprobs=each[0].prompt_logprobs,
+            decode_s=max((whole.decode_s for whole in each if whole.decode_s is not None), default=None),
         )
 
     async def _with_prompt_logprobs(self, endpoint: Endpoint, how: Plan, whole: Completion, top: int) -> Completion:
@@ -224,7 +230,13 @@ class LlamaCpp:
             raise EngineFault("the engine's answer has no token counts")
         usage = Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens)
         said = answer.prompt_logprobs or answer.choices[0].prompt_logprobs  # of an engine that knows the field
-        return Completion(choices=[_whole_choice(answer, how, index)], usage=usage, prompt_logprobs=said)
+        decode_ms = answer.timings.predicted_ms if answer.timings is not None else None
+        return Completion(
+            choices=[_whole_choice(answer, how, index)],
+            usage=usage,
+            prompt_logprobs=said,
+            decode_s=None if decode_ms is None else decode_ms / 1000,
+        )
 
     def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[list[Chunk], None]:
         is_one = (request.body.get("n") or 1) == 1

@@ -35,6 +35,7 @@ class Completion(Struct, frozen=True):
     choices: list[Choice]
     usage: Usage
     prompt_logprobs: list[Any] | None = None  # vLLM's form: an object for each token of the prompt, null for the first
+    decode_s: float | None = None  # from the first token to the last, where the engine says so
 
 
 class Chunk(Struct, frozen=True):

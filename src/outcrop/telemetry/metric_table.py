@@ -16,6 +16,7 @@ class Kind(StrEnum):
 
 SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 LONG_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
+WAIT_S = (0.0, 0.001, *LONG_S)  # most requests wait for nothing, and that is to be seen
 
 
 class Row(Struct, frozen=True):
@@ -68,8 +69,10 @@ REQUESTS = _counter(
     "operation",
     "outcome",
 )
-HELD = _histogram("held_seconds", "Part of a request in which no copy was ready.")
-QUEUED = _histogram("queued_seconds", "Part of a request in which copies were ready and all slots taken.")
+HELD = _histogram("held_seconds", "Part of a request in which no copy was ready.", buckets=WAIT_S)
+QUEUED = _histogram(
+    "queued_seconds", "Part of a request in which copies were ready and all slots taken.", buckets=WAIT_S
+)
 TOKEN_TIME = _histogram(
     "inter_token_seconds", "Mean time between tokens of a stream, after the first.", buckets=SHORT_S
 )

@@ -3,23 +3,19 @@
 What happened is counted here; what is true now (copies, queues, memory) is asked for at every scrape (``watch``). The
 label ``model`` has at most MOST_MODELS values, then ``other``: names of models that do not exist never become one, and
 those of deleted models are forgotten.
+
+The library writes the page; the counting is ours, because its counters take a lock each, which one event loop does not
+need, and a request moves a dozen of them.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-    generate_latest,
-)
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from outcrop import __version__
@@ -31,12 +27,41 @@ MOST_MODELS = 1000
 OTHER, UNKNOWN = "other", "unknown"
 
 Reading = tuple[Row, Sequence[str], float]  # a row of the table, the values of its labels, the value
-M = TypeVar("M", Counter, Gauge, Histogram)
-
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing here reads
 
 
-class Metrics:
+class Count:
+    """A number that grows."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+
+class Spread:
+    """How values spread over buckets. *bounds*: upper ends, ascending; what is above the last has a bucket too."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Upper end and how many values are at most that, as Prometheus has them."""
+        found, seen = [], 0
+        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
+            seen += count
+            found.append(("+Inf" if bound == float("inf") else str(bound), float(seen)))
+        return found
+
+
+class Metrics(Collector):
     """All metrics of ``metric_table``. Used by the event loop only."""
 
     def __init__(
@@ -48,169 +73,171 @@ class Metrics:
 
         *names*: of the models that there are; the series of others are dropped at a scrape.
         """
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
         self._name_of = name_of
         self._names = names
-        self._models: dict[str, _ModelMeters] = {}
-        self._families: dict[Row, Counter | Gauge | Histogram] = {}
-        self._watched = _Watched()
-        self.registry.register(self._watched)
-        self._requests = self._made(table.REQUESTS, Counter)
-        self._stage = self._made(table.COLD_START_STAGE, Histogram)
-        self._made(table.BUILD, Gauge).labels(__version__).set(1)
-        for row in _ModelMeters.ROWS:
-            if row.kind is Kind.HISTOGRAM:
-                self._made(row, Histogram)
-            else:
-                self._made(row, Counter)
-        self._cold_requests = self._made(table.COLD_REQUESTS, Counter)
-        self._cold_start = self._made(table.COLD_START, Histogram)
-        self._start_failures = self._made(table.START_FAILURES, Counter)
-        self._copies_ended = self._made(table.COPIES_ENDED, Counter)
-        self._decisions = self._made(table.DECISIONS, Counter)
+        self._models: dict[str, _Meters] = {}
+        self._counts: dict[Row, dict[tuple[str, ...], Count]] = {}
+        self._spreads: dict[Row, dict[tuple[str, ...], Spread]] = {}
+        self._sources: list[Callable[[], Iterable[Reading]]] = [lambda: [(table.BUILD, (__version__,), 1)]]
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._registry.register(self)
 
     def watch(self, read: Callable[[], Iterable[Reading]]) -> None:
         """Ask *read* at every scrape for what is true then."""
-        self._watched.sources.append(read)
+        self._sources.append(read)
 
     # -- what happens ----------------------------------------------------------------------------------
 
     def request(self, record: RequestRecord) -> None:
         """Count one request, once, at its end."""
         meters = self._of(record.model or UNKNOWN)
-        meters.outcome(self._requests, record.operation, record.outcome).inc()
+        meters.outcome(record.operation, record.outcome).value += 1
         meters.held.observe(record.held_s)
         meters.queued.observe(record.queued_s)
         if record.outcome == "ok":
-            meters.invocations.inc()
+            meters.invocations.value += 1
             meters.latency.observe(record.total_s)
-            meters.input_tokens.inc(record.input_tokens or 0)
-            meters.output_tokens.inc(record.output_tokens or 0)
+            meters.input_tokens.value += record.input_tokens or 0
+            meters.output_tokens.value += record.output_tokens or 0
         elif record.blame:
-            meters.errors[record.blame].inc()
+            meters.errors[record.blame].value += 1
         if record.first_token_s is not None:
             meters.first_token.observe(record.first_token_s)
             if record.output_tokens is not None and record.output_tokens > 1:
                 meters.token_time.observe((record.total_s - record.first_token_s) / (record.output_tokens - 1))
         if record.retries:
-            meters.retries.inc(record.retries)
+            meters.retries.value += record.retries
         if record.cold_start is not None:
-            self._cold_requests.labels(meters.label, record.cold_start.tier).inc()
+            self.count(table.COLD_REQUESTS, meters.label, record.cold_start.tier).value += 1
 
     def copy_ready(self, model_id: str, start: ColdStart) -> None:
         """A copy answered for the first time."""
-        self._cold_start.labels(self._label(model_id), start.tier).observe(start.total_s)
+        self.spread(table.COLD_START, self._label(model_id), start.tier).observe(start.total_s)
         for stage, seconds in start.stages.items():
-            self._stage.labels(start.tier, stage).observe(seconds)
+            self.spread(table.COLD_START_STAGE, start.tier, stage).observe(seconds)
 
     def start_failed(self, model_id: str) -> None:
-        self._start_failures.labels(self._label(model_id)).inc()
+        self.count(table.START_FAILURES, self._label(model_id)).value += 1
 
     def copy_ended(self, model_id: str, reason: str) -> None:
         """*reason*: drained, evicted, replaced or died."""
-        self._copies_ended.labels(self._label(model_id), reason).inc()
+        self.count(table.COPIES_ENDED, self._label(model_id), reason).value += 1
 
     def decided(self, model_id: str, current: int, desired: int) -> None:
         """A scaling decision that differs from what is there."""
         direction = "up" if desired > current else "down" if desired else "to zero"
-        self._decisions.labels(self._label(model_id), direction).inc()
+        self.count(table.DECISIONS, self._label(model_id), direction).value += 1
 
     def forget(self, model: str) -> None:
         """Drop the series of a model that is gone."""
-        if self._models.pop(model, None) is None:
-            return
-        for row, family in self._families.items():
+        del self._models[model]
+        stores: tuple[dict[Row, Any], ...] = (self._counts, self._spreads)
+        for row, series in (item for store in stores for item in store.items()):
             if row.labels[:1] == ("model",):
-                family.remove_by_labels({"model": model})
+                for labels in [labels for labels in series if labels[0] == model]:
+                    del series[labels]
+
+    # -- the page --------------------------------------------------------------------------------------
 
     def text(self) -> bytes:
         """The exposition format that Prometheus scrapes."""
         if self._names is not None:
             for gone in set(self._models) - {OTHER, UNKNOWN, *self._names()}:
                 self.forget(gone)
-        return generate_latest(self.registry)
-
-    # -- labels ----------------------------------------------------------------------------------------
-
-    def _label(self, model_id: str) -> str:
-        return self._of(self._name_of(model_id) or UNKNOWN).label
-
-    def _of(self, model: str) -> _ModelMeters:
-        meters = self._models.get(model)
-        if meters is None:
-            if len(self._models) >= MOST_MODELS and model not in (OTHER, UNKNOWN):
-                return self._of(OTHER)
-            meters = self._models[model] = _ModelMeters(model, self._families)
-        return meters
-
-    def _made(self, row: Row, kind: type[M]) -> M:
-        more: dict[str, Any] = {"buckets": row.buckets} if row.kind is Kind.HISTOGRAM else {}
-        family = kind(row.name, row.help, row.labels, registry=self.registry, **more)
-        self._families[row] = family
-        return family
-
-
-class _ModelMeters:
-    """One model's own counters, looked up once."""
-
-    ROWS = (
-        table.INVOCATIONS,
-        table.LATENCY,
-        table.FIRST_TOKEN,
-        table.INPUT_TOKENS,
-        table.OUTPUT_TOKENS,
-        table.THROTTLES,
-        table.CLIENT_ERRORS,
-        table.SERVER_ERRORS,
-        table.HELD,
-        table.QUEUED,
-        table.TOKEN_TIME,
-        table.RETRIES,
-    )
-
-    def __init__(self, label: str, families: dict[Row, Any]) -> None:
-        self.label = label
-        made = {row: families[row].labels(label) for row in self.ROWS}
-        self.invocations: Counter = made[table.INVOCATIONS]
-        self.latency: Histogram = made[table.LATENCY]
-        self.first_token: Histogram = made[table.FIRST_TOKEN]
-        self.input_tokens: Counter = made[table.INPUT_TOKENS]
-        self.output_tokens: Counter = made[table.OUTPUT_TOKENS]
-        self.errors: dict[str, Counter] = {
-            "throttled": made[table.THROTTLES],
-            "client": made[table.CLIENT_ERRORS],
-            "server": made[table.SERVER_ERRORS],
-        }
-        self.held: Histogram = made[table.HELD]
-        self.queued: Histogram = made[table.QUEUED]
-        self.token_time: Histogram = made[table.TOKEN_TIME]
-        self.retries: Counter = made[table.RETRIES]
-        self._outcomes: dict[tuple[str, str], Counter] = {}
-
-    def outcome(self, requests: Counter, operation: str, outcome: str) -> Counter:
-        found = self._outcomes.get((operation, outcome))
-        if found is None:
-            found = self._outcomes[operation, outcome] = requests.labels(self.label, operation, outcome)
-        return found
-
-
-class _Watched(Collector):
-    """Metrics that are read at the scrape. One source that fails must not hide the others; it shows as missing."""
-
-    def __init__(self) -> None:
-        self.sources: list[Callable[[], Iterable[Reading]]] = []
+        return generate_latest(self._registry)
 
     def describe(self) -> Iterable[Metric]:
+        """Nothing: what there is shows at the scrape."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
+        for row, counts in self._counts.items():
+            counter = CounterMetricFamily(row.name, row.help, labels=row.labels)
+            for labels, count in counts.items():
+                counter.add_metric(labels, count.value)
+            yield counter
+        for row, spreads in self._spreads.items():
+            histogram = HistogramMetricFamily(row.name, row.help, labels=row.labels)
+            for labels, spread in spreads.items():
+                histogram.add_metric(labels, spread.cumulative(), spread.total)
+            yield histogram
         families: dict[Row, CounterMetricFamily | GaugeMetricFamily] = {}
-        for read in self.sources:
-            for row, labels, value in read():
+        for read in self._sources:
+            for row, values, value in read():
                 family = families.get(row)
                 if family is None:
                     made = CounterMetricFamily if row.kind is Kind.COUNTER else GaugeMetricFamily
                     family = families[row] = made(row.name, row.help, labels=row.labels)
-                family.add_metric(list(labels), value)
-        return families.values()
+                family.add_metric(list(values), value)
+        yield from families.values()
+
+    # -- series ----------------------------------------------------------------------------------------
+
+    def count(self, row: Row, *labels: str) -> Count:
+        """The series of *row* with these labels, made when there is none."""
+        series = self._counts.setdefault(row, {})
+        return series.setdefault(labels, Count())
+
+    def spread(self, row: Row, *labels: str) -> Spread:
+        """The series of *row*, a histogram, with these labels, made when there is none."""
+        series = self._spreads.setdefault(row, {})
+        return series.setdefault(labels, Spread(row.buckets))
+
+    def _label(self, model_id: str) -> str:
+        return self._of(self._name_of(model_id) or UNKNOWN).label
+
+    def _of(self, model: str) -> _Meters:
+        meters = self._models.get(model)
+        if meters is None:
+            if len(self._models) >= MOST_MODELS and model not in (OTHER, UNKNOWN):
+                return self._of(OTHER)
+            meters = self._models[model] = _Meters(model, self)
+        return meters
+
+
+class _Meters:
+    """One model's own series of the request path, looked up once."""
+
+    __slots__ = (
+        "_metrics",
+        "_outcomes",
+        "errors",
+        "first_token",
+        "held",
+        "input_tokens",
+        "invocations",
+        "label",
+        "latency",
+        "output_tokens",
+        "queued",
+        "retries",
+        "token_time",
+    )
+
+    def __init__(self, label: str, metrics: Metrics) -> None:
+        self.label = label
+        self.invocations = metrics.count(table.INVOCATIONS, label)
+        self.latency = metrics.spread(table.LATENCY, label)
+        self.first_token = metrics.spread(table.FIRST_TOKEN, label)
+        self.input_tokens = metrics.count(table.INPUT_TOKENS, label)
+        self.output_tokens = metrics.count(table.OUTPUT_TOKENS, label)
+        self.errors = {
+            "throttled": metrics.count(table.THROTTLES, label),
+            "client": metrics.count(table.CLIENT_ERRORS, label),
+            "server": metrics.count(table.SERVER_ERRORS, label),
+        }
+        self.held = metrics.spread(table.HELD, label)
+        self.queued = metrics.spread(table.QUEUED, label)
+        self.token_time = metrics.spread(table.TOKEN_TIME, label)
+        self.retries = metrics.count(table.RETRIES, label)
+        self._metrics = metrics
+        self._outcomes: dict[tuple[str, str], Count] = {}
+
+    def outcome(self, operation: str, outcome: str) -> Count:
+        found = self._outcomes.get((operation, outcome))
+        if found is None:
+            found = self._outcomes[operation, outcome] = self._metrics.count(
+                table.REQUESTS, self.label, operation, outcome
+            )
+        return found

@@ -64,8 +64,9 @@ class RequestRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A request, after the fact or as far as it got. *at*: its beginning, in seconds since the epoch.
 
     *held_s*: no copy was ready. *queued_s*: copies were, their slots were taken. *engine_s*: with an engine.
-    *first_token_s* counts from the beginning and is there for streams only. *outcome*: ``ok``, ``cancelled``, the name
-    of an error, or ``running``. *cold_start*: the start that the request waited for.
+    *first_token_s* counts from the beginning and is there for streams only; *decode_s*, first token to last as the
+    engine says, for whole answers. *outcome*: ``ok``, ``cancelled``, the name of an error, or ``running``.
+    *cold_start*: the start that the request waited for.
     """
 
     request_id: str
@@ -85,6 +86,7 @@ class RequestRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     queued_s: float = 0.0
     engine_s: float = 0.0
     first_token_s: float | None = None
+    decode_s: float | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
     chunks: int = 0
@@ -129,6 +131,7 @@ class RequestFacts:
     ended_at: float | None = None
     chunks: int = 0
     usage: Usage | None = None
+    decode_s: float | None = None
     cold_start: ColdStart | None = None
     attempts: list[Attempt] = field(default_factory=list)
 
@@ -156,8 +159,9 @@ class RequestFacts:
         if self.attempts and self.attempts[-1].ended_s is None:
             self.attempts[-1].ended_s = self.elapsed()
 
-    def answered(self, usage: Usage | None) -> None:
-        self.outcome, self.usage, self.status = "ok", usage, 200
+    def answered(self, usage: Usage | None, decode_s: float | None = None) -> None:
+        """*decode_s*: what the engine says that generating took, first token to last, of a whole answer."""
+        self.outcome, self.usage, self.status, self.decode_s = "ok", usage, 200, decode_s
 
     def replayed(self) -> None:
         """An earlier attempt's answer is given again: nothing was generated, nothing is metered."""
@@ -199,7 +203,7 @@ class RequestFacts:
         usage, first = self.usage, self.first_byte_at
         return RequestRecord(
             request_id=self.request_id,
-            at=round(self.at, 6),
+            at=self.at,
             operation=self.operation,
             account=self.account,
             principal=self.principal,
@@ -210,11 +214,12 @@ class RequestFacts:
             model_id=self.model_id,
             is_stream=self.is_stream,
             size_bytes=self.size_bytes,
-            total_s=round(total_s, 6),
-            held_s=round(held_s, 6),
-            queued_s=round(queued_s, 6),
-            engine_s=round(engine_s, 6),
-            first_token_s=None if first is None else round(first - self.started, 6),
+            total_s=total_s,
+            held_s=held_s,
+            queued_s=queued_s,
+            engine_s=engine_s,
+            first_token_s=None if first is None else first - self.started,
+            decode_s=self.decode_s,
             input_tokens=None if usage is None else usage.prompt_tokens,
             output_tokens=None if usage is None else usage.completion_tokens,
             chunks=self.chunks,

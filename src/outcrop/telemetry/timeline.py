@@ -85,10 +85,12 @@ def _generating(record: RequestRecord, attempt: Attempt, *, is_last: bool) -> li
     if attempt.placed_s is None:
         return []
     ended_s = record.total_s if attempt.ended_s is None else attempt.ended_s
-    if not is_last or record.first_token_s is None:
+    first_s = record.first_token_s
+    if first_s is None and record.decode_s is not None:
+        first_s = max(attempt.placed_s, ended_s - record.decode_s)
+    if not is_last or first_s is None:
         is_broken = not is_last or record.blame == "server"
         return [Step(GENERATE, attempt.placed_s, ended_s - attempt.placed_s, attempt.copy_id, is_broken=is_broken)]
-    first_s = record.first_token_s
     return [
         Step(PREFILL, attempt.placed_s, first_s - attempt.placed_s, attempt.copy_id),
         Step(DECODE, first_s, ended_s - first_s, attempt.copy_id, is_broken=record.blame == "server"),

@@ -40,7 +40,7 @@ def durations(header: str) -> dict[str, float]:
 def test_a_record_says_how_long_a_request_was_held_queued_and_generated() -> None:
     record = streamed().record()
 
-    assert (record.held_s, record.queued_s, record.engine_s) == (0.9, 0.2, 1.89)
+    assert (record.held_s, record.queued_s, record.engine_s) == pytest.approx((0.9, 0.2, 1.89))
     assert (record.first_token_s, record.total_s) == (1.5, 3.0)
     assert (record.copy_id, record.retries) == ("c2", 0)
 
@@ -99,6 +99,18 @@ def test_a_copy_that_broke_is_a_step_of_its_own_before_the_one_that_answered() -
         ("c2", False),
     ]
     assert facts.record().retries == 1
+
+
+def test_a_whole_answer_is_split_where_the_engine_says_how_long_it_generated() -> None:
+    facts = RequestFacts(0.0, "r", 0.0)
+    facts.attempts = [Attempt(0.0, copy_id="c", placed_s=0.0, ended_s=1.0)]
+    facts.ended_at = 1.0
+    facts.answered(Usage(1, 1), decode_s=0.75)
+
+    assert [(step.name, step.at_s, step.for_s) for step in steps(facts.record()) if step.copy_id] == [
+        ("prefill", 0.0, 0.25),
+        ("decode", 0.25, 0.75),
+    ]
 
 
 def test_a_request_that_no_copy_came_for_was_held_until_it_ended() -> None:
