@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import signal
@@ -170,6 +171,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             address = settings.run / "server.json"
             write_atomically(address, json.dumps({"url": url, "pid": os.getpid()}).encode())
             undo.callback(address.unlink, missing_ok=True)
+            _settle_memory()
             is_ready = True
             yield url
             is_ready = False
@@ -220,6 +222,15 @@ async def _remembered(records: ServingRecords, catalogue: Catalogue, fleet: Flee
         if model_id in scaling:
             fleet.configure(model_id, msgspec.json.decode(scaling[model_id], type=Scaling))
             fleet.adopt(served.spec)
+
+
+def _settle_memory() -> None:
+    """Take what stays for ever (modules, service models) out of the garbage collector's rounds.
+
+    A full round over it held every request up for 40 to 80 ms, now and then.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _in_background(work: Callable[..., None], *args: Any) -> None:
