@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,18 @@ def test_vectors_are_those_of_transformers(name: str, embedders: dict[str, str],
     assert [item.index for item in answer.data] == list(range(len(TEXTS)))
     for item, expected in zip(answer.data, RECORDED[name], strict=True):
         assert item.embedding == pytest.approx(expected, abs=2e-4 * max(map(abs, expected)))
+
+
+@pytest.mark.parametrize("name", EMBEDDERS)
+def test_texts_that_are_embedded_at_the_same_time_do_not_disturb_each_other(
+    name: str, embedders: dict[str, str], sdk: openai.OpenAI
+) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(sdk.embeddings.create, model=NAMES[name], input=text) for text in TEXTS * 6]
+        found = [one.result().data[0].embedding for one in asked]
+
+    for vector, expected in zip(found, RECORDED[name] * 6, strict=True):
+        assert vector == pytest.approx(expected, abs=2e-4 * max(map(abs, expected)))
 
 
 def test_floats_base64_and_token_ids_say_the_same(embedders: dict[str, str], sdk: openai.OpenAI) -> None:

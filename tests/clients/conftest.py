@@ -16,7 +16,9 @@ from tests.support.server import Server
 
 FOREIGN = Path(os.environ.get("OUTCROP_FOREIGN", Path(__file__).parents[2] / ".foreign"))
 PROGRAMS = Path(__file__).parent / "foreign"
-_MISSING = [name for name in ("awscli", "node", "frameworks") if not (FOREIGN / name / ".installed").exists()]
+_MISSING = [
+    name for name in ("awscli", "node", "frameworks", "strands") if not (FOREIGN / name / ".installed").exists()
+]
 
 collect_ignore_glob = [
     *(["test_aws_cli.py"] if "awscli" in _MISSING else []),
@@ -99,6 +101,12 @@ def environment(server: Server, roomy_model: str, tool_model: str) -> dict[str, 
 def run_python(environment: dict[str, str]) -> Callable[[str], Scenarios]:
     """What a program of ``foreign/`` printed when it ran with the frameworks."""
     return lambda name: _run([str(FOREIGN / "frameworks" / "bin" / "python"), str(PROGRAMS / name)], environment)
+
+
+@pytest.fixture(scope="session")
+def run_strands(environment: dict[str, str]) -> Callable[[str], Scenarios]:
+    """What a program of ``foreign/`` printed when it ran with Strands, instructor and aioboto3."""
+    return lambda name: _run([str(FOREIGN / "strands" / "bin" / "python"), str(PROGRAMS / name)], environment)
 
 
 @pytest.fixture(scope="session")

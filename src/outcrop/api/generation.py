@@ -74,7 +74,7 @@ class Generation:
         for attempt in range(1, ATTEMPTS + 1):
             lease = await self._acquire(served, request.body, measured, self._settings.hold_limit_s)
             try:
-                completion = await lease.engine.complete(lease.endpoint, request)
+                completion = await lease.engine.complete(lease.endpoint, _widened(request, lease))
                 break
             except EngineFault as exc:
                 if exc.engine_status is None:
@@ -120,6 +120,8 @@ class Generation:
         body = {"prompt": text if isinstance(text, str) else "", "max_tokens": 1}
         lease = await self._acquire(served, body, measured, self._settings.hold_limit_s)
         try:
+            if len(request.inputs) > 1:
+                request = structs.replace(request, width=lease.widen(len(request.inputs) - 1))
             found = await lease.engine.embed(lease.endpoint, request, normalize=normalize)
         except EngineFault as exc:
             if exc.engine_status is None:
@@ -152,7 +154,7 @@ class Generation:
     ) -> AsyncGenerator[list[Chunk], None]:
         for attempt in range(1, ATTEMPTS + 1):
             lease = await self._acquire(served, request.body, measured, self._settings.stream_hold_limit_s)
-            chunks = lease.engine.stream(lease.endpoint, request)
+            chunks = lease.engine.stream(lease.endpoint, _widened(request, lease))
             try:
                 first = await anext(chunks)
             except BaseException as exc:
@@ -211,6 +213,12 @@ class Generation:
             raise
         measured.placed(lease.copy_id, lease.held_s, lease.cold_start)
         return lease
+
+
+def _widened(request: GenerateRequest, lease: Lease) -> GenerateRequest:
+    """*request* with as many slots as it has choices, as far as they are free; the others take their turn."""
+    choices = request.body.get("n") or 1
+    return structs.replace(request, width=lease.widen(choices - 1)) if choices > 1 else request
 
 
 async def _close(chunks: AsyncGenerator[list[Chunk], None]) -> None:

@@ -13,23 +13,36 @@ from outcrop.inference.canonical import Chunk
 T = TypeVar("T")
 
 
-async def all_or_first_error(asked: list[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results in order; the first error ends the others and is raised by itself."""
+async def all_or_first_error(asked: list[Coroutine[Any, Any, T]], width: int) -> list[T]:
+    """All results in order, *width* at a time; the first error ends the others and is raised by itself."""
+    gate = asyncio.Semaphore(width)
+
+    async def one(wanted: Coroutine[Any, Any, T]) -> T:
+        async with gate:
+            return await wanted
+
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in asked]
+            tasks = [group.create_task(one(wanted)) for wanted in asked]
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
+    finally:
+        for wanted in asked:
+            wanted.close()  # those that never began
     return [task.result() for task in tasks]
 
 
-async def merged(streams: list[AsyncGenerator[list[Chunk], None]]) -> AsyncGenerator[list[Chunk], None]:
-    """The chunks of all *streams* as they come; the first error ends the others. Closing it closes them."""
+async def merged(streams: list[AsyncGenerator[list[Chunk], None]], width: int) -> AsyncGenerator[list[Chunk], None]:
+    """The chunks of all *streams* as they come, *width* streams at a time; the first error ends the others.
+
+    Closing it closes them.
+    """
+    gate = asyncio.Semaphore(width)
     queue: asyncio.Queue[list[Chunk] | BaseException | None] = asyncio.Queue(maxsize=2 * len(streams))
 
     async def forward(stream: AsyncGenerator[list[Chunk], None]) -> None:
         try:
-            async with aclosing(stream):
+            async with gate, aclosing(stream):
                 async for batch in stream:
                     await queue.put(batch)
             await queue.put(None)

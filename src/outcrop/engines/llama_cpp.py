@@ -186,16 +186,16 @@ class LlamaCpp:
 
     async def complete(self, endpoint: Endpoint, request: GenerateRequest) -> Completion:
         how = await self._plan(endpoint, request)
-        whole = await self._complete_choices(endpoint, how)
+        whole = await self._complete_choices(endpoint, how, request.width)
         top = request.body.get("prompt_logprobs")
         # Afterwards, so that the answer is the same with and without them.
         return whole if top is None else await self._with_prompt_logprobs(endpoint, how, whole, top)
 
-    async def _complete_choices(self, endpoint: Endpoint, how: Plan) -> Completion:
+    async def _complete_choices(self, endpoint: Endpoint, how: Plan, width: int) -> Completion:
         if how.choices == 1:
             return await self._complete(endpoint, how, 0)
         # Each choice is a request of its own: the engine would count the tokens of one only.
-        each = await all_or_first_error([self._complete(endpoint, how, index) for index in range(how.choices)])
+        each = await all_or_first_error([self._complete(endpoint, how, index) for index in range(how.choices)], width)
         return Completion(
             choices=[whole.choices[0] for whole in each],
             usage=Usage(each[0].usage.prompt_tokens, sum(whole.usage.completion_tokens for whole in each)),
@@ -246,7 +246,7 @@ class LlamaCpp:
         how = await self._plan(endpoint, request)
         prompt_tokens, completion_tokens = 0, 0
         streams = [self._stream(endpoint, request, how, index) for index in range(how.choices)]
-        async with aclosing(merged(streams)) as batches:
+        async with aclosing(merged(streams, request.width)) as batches:
             async for batch in batches:
                 kept = []
                 for chunk in batch:
@@ -297,16 +297,17 @@ class LlamaCpp:
         return len(await self._prompt_tokens(endpoint, how))
 
     async def embed(self, endpoint: Endpoint, request: EmbedRequest, *, normalize: bool) -> Embeddings:
-        """One input at a time: a batch would take as many of the engine's slots as it has inputs."""
-        each = [await self._embed(endpoint, one, normalize=normalize) for one in request.inputs]
-        return Embeddings(
-            vectors=[one.vectors[0] for one in each], prompt_tokens=sum(one.prompt_tokens for one in each)
-        )
-
-    async def _embed(self, endpoint: Endpoint, one: str | list[int], *, normalize: bool) -> Embeddings:
+        """So many inputs at a time as there are slots for: each takes one of the engine's."""
+        vectors: list[bytes] = []
+        tokens = 0
         # 2 is the Euclidean norm; llama.cpp reads it beside OpenAI's own fields.
-        body = {"input": [one], "encoding_format": "base64", "embd_normalize": 2 if normalize else -1}
-        return await self._vectors(endpoint, body, 1)
+        body = {"encoding_format": "base64", "embd_normalize": 2 if normalize else -1}
+        for begin in range(0, len(request.inputs), request.width):
+            some = request.inputs[begin : begin + request.width]
+            found = await self._vectors(endpoint, body | {"input": some}, len(some))
+            vectors += found.vectors
+            tokens += found.prompt_tokens
+        return Embeddings(vectors=vectors, prompt_tokens=tokens)
 
     async def _vectors(self, endpoint: Endpoint, body: Mapping[str, Any], count: int) -> Embeddings:
         async with self._ask(endpoint, EMBEDDINGS, body) as response:

@@ -52,10 +52,14 @@ class Chunk(Struct, frozen=True):
 
 
 class GenerateRequest(Struct, frozen=True):
-    """What to generate: an OpenAI body of that kind, without ``model`` and ``stream``."""
+    """What to generate: an OpenAI body of that kind, without ``model`` and ``stream``.
+
+    *width*: how many of its choices may run at a time.
+    """
 
     kind: Literal["chat", "completion"]
     body: dict[str, Any]
+    width: int = 1
 
 
 class ModelFacts(Struct, frozen=True):

@@ -16,8 +16,9 @@ from outcrop.errors import ChatTemplateMissing, InvalidRequest
 from outcrop.inference import fields
 from outcrop.inference.answer import AnswerContext, Timings
 from outcrop.inference.canonical import Choice, Chunk, Completion, GenerateRequest, ModelFacts, Usage
-from outcrop.inference.converse_content import conversation, kind_of, system
+from outcrop.inference.converse_content import conversation, system
 from outcrop.inference.openai_chat import OPENAI_CHAT, REASONING_EFFORTS
+from outcrop.inference.tool_calls import kind_of
 
 NOT_A_CHAT_MODEL = (
     "This action doesn't support the model that you provided. Try again with a supported text or chat model."

@@ -16,6 +16,7 @@ from outcrop.errors import InvalidRequest
 from outcrop.inference import fields
 from outcrop.inference.canonical import ModelFacts
 from outcrop.inference.openai_chat import MAX_IMAGES
+from outcrop.inference.tool_calls import ToolCalls, kind_of
 
 NO_IMAGES = "This model doesn't support the image field. Remove image and try again."
 NO_DOCUMENTS = "This model doesn't support documents of this format. Send csv, html, md or txt, or the text itself."
@@ -36,6 +37,7 @@ def conversation(messages: list[Any], model: ModelFacts) -> list[dict[str, Any]]
             "message."
         )
     canonical: list[dict[str, Any]] = []
+    calls = ToolCalls()
     for index, message in enumerate(messages):
         role = message.get("role")
         content = message.get("content")
@@ -45,6 +47,7 @@ def conversation(messages: list[Any], model: ModelFacts) -> list[dict[str, Any]]
                 "the content field and try again."
             )
         where = f"messages.{index}.content"
+        calls.check(role, content, where)
         if role == "user":
             canonical += _user(content, where, model)
         elif role == "assistant":
@@ -141,11 +144,6 @@ def _tool_result(blocks: list[Any], where: str) -> str:
         else:
             raise _unsupported(kind, f"{where}.{index}")
     return "\n".join(texts)
-
-
-def kind_of(block: Any) -> str:
-    """The one key of a content block, which is a union."""
-    return next(iter(block), "") if isinstance(block, Mapping) else ""
 
 
 def _text(block: Any, where: str) -> str:

@@ -29,12 +29,13 @@ _NOT_EMPTY = "one string, a list of strings, a list of token ids or a list of su
 class EmbedRequest(Struct, frozen=True):
     """*inputs*: texts or token ids. *dimensions*: how many of a vector's first values are wanted; None: all.
 
-    *normalize*: to unit length; None: as the model does.
+    *normalize*: to unit length; None: as the model does. *width*: how many inputs may run at a time.
     """
 
     inputs: list[str | list[int]]
     dimensions: int | None = None
     normalize: bool | None = None
+    width: int = 1
 
 
 class Embeddings(Struct, frozen=True):

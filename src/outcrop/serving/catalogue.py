@@ -137,6 +137,8 @@ class Catalogue:
         slots = self._settings.slots or default_slots(context, record.facts["kv_bytes_per_token"], self._memory_bytes)
         weight_bytes = record.facts.get("artifact_bytes", record.facts["weight_bytes"])
         embedding = record.facts.get("embedding")
+        if embedding and embedding["pooling"] != "last":
+            slots = 1  # llama.cpp cuts texts of unequal length that share a batch, and pools each part by itself
         kv_f32 = record.facts.get("artifact_dtype") == "f32" and weight_bytes <= SMALL_ARTIFACT_BYTES
         spec = CopySpec(
             model_id=record.model_id,

@@ -148,6 +148,8 @@ class Owner(Protocol):
 
     def give_back(self, lease: Lease) -> None: ...
 
+    def lend_beside(self, lease: Lease, count: int) -> list[Lease]: ...
+
     def suspect(self, copy: Copy) -> None: ...
 
 
@@ -155,6 +157,7 @@ class Lease:
     """One slot of one copy, held for one request. ``engine`` is the copy's engine, watched for a stall."""
 
     __slots__ = (
+        "_extra",
         "_is_released",
         "_owner",
         "ask",
@@ -172,6 +175,7 @@ class Lease:
     def __init__(self, owner: Owner, model: Model, copy: Copy, ask: Ask, engine: Engine, now: float) -> None:
         self._owner = owner
         self._is_released = False
+        self._extra: list[Lease] = []
         self.model = model
         self.copy = copy
         self.ask = ask
@@ -201,6 +205,14 @@ class Lease:
         if not self._is_released:
             self._is_released = True
             self._owner.give_back(self)
+            for lease in self._extra:
+                lease.release()
+
+    def widen(self, count: int) -> int:
+        """Take up to *count* more slots of the copy, of those that are free now; how many this lease then has."""
+        if not self._is_released:
+            self._extra += self._owner.lend_beside(self, count - len(self._extra))
+        return 1 + len(self._extra)
 
     def report_broken(self) -> None:
         """Say that the copy broke the connection: no other request is sent there before the fleet has looked."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
+from msgspec import structs
 
 from outcrop.engines.base import Engine
 from outcrop.errors import EngineFault, ModelNotFound, ModelNotReady
@@ -99,6 +100,18 @@ class Lending:
         self.release_held(model)
         if not copy.in_flight:
             self._ring()  # another model may be waiting for this one to rest
+
+    def lend_beside(self, lease: Lease, count: int) -> list[Lease]:
+        """Up to *count* more slots of the lease's copy; none while others wait for one."""
+        model, copy = lease.model, lease.copy
+        if model.queue.peek() or not copy.is_ready:
+            return []
+        ask = structs.replace(lease.ask, invocation_id=None)
+        found = []
+        for _ in range(min(count, copy.slots - copy.in_flight)):
+            model.demand.arrived(self._clock())
+            found.append(self._lend(model, copy, ask))
+        return found
 
     def suspect(self, copy: Copy) -> None:
         self._health.suspect(copy)

@@ -1,6 +1,7 @@
 // Vercel's AI SDK: signs and decodes by itself, sends "system": [] and no inferenceConfig.
 import { createAmazonBedrock } from "@ai-sdk/amazon-bedrock";
-import { generateText, jsonSchema, streamText, tool } from "ai";
+import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
+import { generateObject, generateText, jsonSchema, streamText, tool } from "ai";
 import { report, settings } from "./report.mjs";
 
 const bedrock = createAmazonBedrock({
@@ -13,7 +14,33 @@ const model = bedrock(settings.model);
 const asked = { model, prompt: "for each record", maxOutputTokens: 6, temperature: 0, maxRetries: 0 };
 const city = { type: "object", properties: { city: { type: "string", enum: ["Paris"] } }, required: ["city"], additionalProperties: false };
 
+const compatible = createOpenAICompatible({
+  name: "outcrop",
+  baseURL: `${settings.url}/v1`,
+  apiKey: process.env.OUTCROP_BEARER_KEY,
+  includeUsage: true,
+  supportsStructuredOutputs: true,
+});
+const plain = { ...asked, model: compatible("roomy") };
+
 await report({
+  compatibleText: async () => {
+    const { text, usage, finishReason } = await generateText(plain);
+    return { text, tokens: usage.outputTokens, finishReason };
+  },
+  compatibleStream: async () => {
+    const result = streamText(plain);
+    let text = "";
+    for await (const piece of result.textStream) text += piece;
+    return { text, tokens: (await result.usage).outputTokens, finishReason: await result.finishReason };
+  },
+  compatibleObject: async () => (await generateObject({ ...plain, maxOutputTokens: 60, schema: jsonSchema(city) })).object,
+  compatibleTool: async () => {
+    const tools = { get_weather: tool({ description: "Weather of a city", inputSchema: jsonSchema(city) }) };
+    const result = streamText({ ...plain, model: compatible("tools"), maxOutputTokens: 200, tools, toolChoice: "required" });
+    return (await result.toolCalls).map((call) => ({ name: call.toolName, input: call.input }));
+  },
+  compatibleUnknownModel: () => generateText({ ...plain, model: compatible("absent") }),
   text: async () => {
     const { text, usage, finishReason } = await generateText(asked);
     return { text, tokens: usage.outputTokens, finishReason };

@@ -40,6 +40,16 @@ def test_the_ai_sdk_hears_errors(ai_sdk: Scenarios, scenario: str, status: int) 
     assert ai_sdk[scenario]["error"]["status"] == status
 
 
+def test_the_ai_sdk_s_openai_client_answers_streams_and_is_held_to_schemas(ai_sdk: Scenarios) -> None:
+    whole = value(ai_sdk, "compatibleText")
+
+    assert (whole["tokens"], whole["finishReason"]) == (6, "length")
+    assert value(ai_sdk, "compatibleStream") == whole
+    assert value(ai_sdk, "compatibleObject") == {"city": "Paris"}
+    assert value(ai_sdk, "compatibleTool") == [{"name": "get_weather", "input": {"city": "Paris"}}]
+    assert ai_sdk["compatibleUnknownModel"]["error"]["status"] == 404
+
+
 def test_llama_index_chats_and_streams_one_text(agents: Scenarios) -> None:
     assert value(agents, "llama_index_chat") != ""
     assert value(agents, "llama_index_stream") == value(agents, "llama_index_chat")

@@ -28,6 +28,54 @@ def test_a_model_without_a_template_is_refused_in_awss_words(model_without_templ
     )
 
 
+CALLED = [
+    {"role": "user", "content": [{"text": "add"}]},
+    {"role": "assistant", "content": [{"toolUse": {"toolUseId": "c1", "name": "add", "input": {}}}]},
+]
+
+
+def results(*ids):
+    blocks = [{"toolResult": {"toolUseId": one, "content": [{"text": "2"}]}} for one in ids]
+    return {"role": "user", "content": blocks or [{"text": "and?"}]}
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        (
+            [results("c1")],
+            "The number of toolResult blocks at messages.0.content exceeds the number of toolUse blocks of previous turn.",
+        ),
+        (
+            [*CALLED, results("c1", "c2")],
+            "The number of toolResult blocks at messages.2.content exceeds the number of toolUse blocks of previous turn.",
+        ),
+        ([*CALLED, results("c2")], "Expected toolResult blocks at messages.2.content for the following Ids: c1"),
+        ([*CALLED, results()], "Expected toolResult blocks at messages.2.content for the following Ids: c1"),
+        (
+            [*CALLED, results("c1", "c1")],
+            "The toolResult blocks at messages.2.content contain duplicate Ids: c1",
+        ),
+        (
+            [CALLED[0], {"role": "assistant", "content": CALLED[1]["content"] * 2}],
+            "The toolUse blocks at messages.1.content contain duplicate Ids: c1",
+        ),
+    ],
+)
+def test_tool_results_must_answer_the_calls_of_the_turn_before(messages, said, model):
+    with pytest.raises(InvalidRequest) as refused:
+        converse.decode({"messages": messages}, model)
+    assert refused.value.message == said
+
+
+def test_tool_calls_answered_turn_after_turn_are_taken(model):
+    asked = {"messages": [*CALLED, results("c1"), CALLED[1], results("c1"), CALLED[1]]}
+
+    assert [m["role"] for m in converse.decode(asked, model).body["messages"]] == [
+        *("user", "assistant", "tool", "assistant", "tool", "assistant")
+    ]
+
+
 @pytest.mark.parametrize("extra", [{}, {"system": []}, {"inferenceConfig": {}}, {"toolConfig": {}}])
 def test_empty_options_are_as_none(model, extra):
     request = converse.decode({"messages": [HI], **extra}, model)
@@ -88,7 +136,12 @@ def test_every_option_reaches_the_canonical_body(model):
         ),
         ({"system": [{"image": {}}]}, 'system.0 is a block of type "image"'),
         (
-            {"messages": [{"role": "user", "content": [{"toolResult": {"content": [{"image": {}}]}}]}]},
+            {
+                "messages": [
+                    *CALLED,
+                    {"role": "user", "content": [{"toolResult": {"toolUseId": "c1", "content": [{"image": {}}]}}]},
+                ]
+            },
             "This model doesn't support the image field",
         ),
         ({"toolConfig": {"tools": [{"systemTool": {}}]}}, 'toolConfig.tools.0 is a "systemTool"'),

@@ -67,6 +67,26 @@ def test_one_start_serves_all_who_wait_and_no_more_than_the_slots_at_a_time() ->
     play(story, max_copies=1)
 
 
+def test_a_lease_takes_more_slots_only_when_nobody_else_wants_them() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        lease = await fleet.acquire(spec(slots=4), hold_s=55, task=asyncio.current_task())
+        other = await fleet.acquire(spec(slots=4), hold_s=55)
+        assert lease.widen(5) == 3
+        assert fleet.status()[0].in_flight == 4
+        waiting = asyncio.create_task(fleet.acquire(spec(slots=4), hold_s=55))
+        await asyncio.sleep(0)
+        other.release()
+        third = await waiting
+        assert lease.widen(5) == 3
+        lease.release()
+        lease.release()
+        assert fleet.status()[0].in_flight == 1
+        third.release()
+        assert lease.widen(5) == 3  # what is released takes no more
+
+    play(story, max_copies=1)
+
+
 def test_the_start_goes_on_when_its_caller_has_left() -> None:
     async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
         caller = asyncio.create_task(use(fleet, spec()))
