@@ -15,7 +15,7 @@ from outcrop.api.http import Response, Stream
 from outcrop.api.wire_errors import AWS, wire_error
 from outcrop.awswire.documents import decode_object
 from outcrop.awswire.eventstream import encode_chunk, encode_event, encode_exception
-from outcrop.errors import EngineFault, InvalidRequest, ServiceError, ServiceFault
+from outcrop.errors import EngineFault, InvalidRequest, ResourceNotFound, ServiceError, ServiceFault
 from outcrop.inference import converse, guardrails
 from outcrop.inference.answer import AnswerContext, invocation_metrics
 from outcrop.inference.canonical import Chunk, GenerateRequest, ModelFacts, Usage
@@ -31,6 +31,7 @@ INVOKE_METRICS = "amazon-bedrock-invocationMetrics"
 
 # Operation -> method of BedrockRuntime. The compatibility page is made from this.
 OPERATIONS = {
+    "ApplyGuardrail": "apply_guardrail",
     "InvokeModel": "invoke",
     "InvokeModelWithResponseStream": "invoke_stream",
     "Converse": "converse",
@@ -124,6 +125,12 @@ class BedrockRuntime:
         guardrails.refuse_unknown(config.get("guardrailIdentifier"), config.get("guardrailVersion"), {})
         request = converse.decode(params, served.facts)
         return served, request, converse.context(params, _context(served.facts, measured))
+
+    async def apply_guardrail(
+        self, params: Mapping[str, Any], principal: Principal, measured: Measured
+    ) -> dict[str, Any]:
+        """Raises ResourceNotFound: no guardrail can be made here, so whichever is named does not exist."""
+        raise ResourceNotFound(guardrails.UNKNOWN)
 
     async def count_tokens(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> dict[str, Any]:
         """Counts as the engine does: it renders the chat template and tokenizes, and generates nothing."""

@@ -37,6 +37,7 @@ IMPLEMENTED = {
 }
 # Where an operation does something that a reader of AWS's documentation would not expect.
 NOTES = {
+    "ApplyGuardrail": "no guardrail can be made here, so the one that is named is a ResourceNotFoundException.",
     "Converse": "for every model with a chat template, also where AWS has none of it (Qwen).",
     "ConverseStream": "as Converse.",
     "CreateModelImportJob": "a known `clientRequestToken` gives the first job, whatever else is asked. A name that is "

@@ -453,6 +453,8 @@ def _whole_choice(answer: _Answer, how: Plan, index: int) -> Choice:
     choice = answer.choices[0]
     message = choice.message or _Message(content=choice.text)
     text, calls, finish_reason = message.content or "", message.tool_calls or [], choice.finish_reason
+    if finish_reason == "length":
+        text = text.rstrip("\ufffd")  # half a character, which a stream does not give either
     reasoning = message.reasoning_content
     reader = how.reader()
     if reader is not None:

@@ -248,8 +248,9 @@ def _content(choice: Choice) -> tuple[list[dict[str, Any]], bool]:
 
 
 def _tool_use_id(call: Mapping[str, Any], index: int) -> str:
-    """The call's id; some engines give none, and AWS's model requires one."""
-    return call.get("id") or f"tooluse_{index}"
+    """The call's id, begun as AWS's are; some engines give none, and AWS's model requires one."""
+    given = call.get("id") or str(index)
+    return f"tooluse_{given.removeprefix('call_')}" if given.startswith("call_") or not call.get("id") else given
 
 
 def _stop_reason(

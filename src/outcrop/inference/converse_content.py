@@ -15,7 +15,7 @@ import msgspec
 from outcrop.errors import InvalidRequest
 from outcrop.inference import fields
 from outcrop.inference.canonical import ModelFacts
-from outcrop.inference.openai_chat import MAX_IMAGES
+from outcrop.inference.openai_chat import MAX_IMAGES, image_count, joined_text
 from outcrop.inference.tool_calls import ToolCalls, kind_of
 
 NO_IMAGES = "This model doesn't support the image field. Remove image and try again."
@@ -54,36 +54,33 @@ def conversation(messages: list[Any], model: ModelFacts) -> list[dict[str, Any]]
             canonical.append(_assistant(content, where))
         else:
             raise fields.refusal(f"messages.{index}.role", "user or assistant", role)
-    images = sum(len(m["content"]) - 1 for m in canonical if isinstance(m["content"], list))
+    images = image_count(canonical)
     if images > MAX_IMAGES:
         raise InvalidRequest(f"The messages hold {images} images; at most {MAX_IMAGES} are taken.", param="messages")
     return canonical
 
 
 def _user(blocks: list[Any], where: str, model: ModelFacts) -> list[dict[str, Any]]:
-    """The results of tools, each a message of its own, then images and text; with images, text is one last part."""
+    """The results of tools, each a message of its own, then the rest; with images, as parts in their order."""
     results: list[dict[str, Any]] = []
-    texts: list[str] = []
-    images: list[dict[str, Any]] = []
+    parts: list[dict[str, Any]] = []
     for index, block in enumerate(blocks):
         place = f"{where}.{index}"
         match kind_of(block):
             case "toolResult":
                 result = block["toolResult"]
-                content = _tool_result(result.get("content") or [], f"{place}.toolResult.content")
+                content, images = _tool_result(result.get("content") or [], f"{place}.toolResult.content", model)
                 results.append({"role": "tool", "tool_call_id": result.get("toolUseId"), "content": content})
+                parts += images  # OpenAI's messages of tools hold text only
             case "image":
-                images.append(_image(block["image"], f"{place}.image", model))
+                parts.append(_image(block["image"], f"{place}.image", model))
             case "document":
-                texts.append(_document(block["document"]))
+                parts.append({"type": "text", "text": _document(block["document"])})
             case "cachePoint":
                 pass
             case _:
-                texts.append(_text(block, place))
-    text = "\n".join(texts)
-    if images:
-        return [*results, {"role": "user", "content": [*images, {"type": "text", "text": text}]}]
-    return results + ([{"role": "user", "content": text}] if texts else [])
+                parts.append({"type": "text", "text": _text(block, place)})
+    return results + ([{"role": "user", "content": joined_text(parts)}] if parts else [])
 
 
 def _image(image: Mapping[str, Any], where: str, model: ModelFacts) -> dict[str, Any]:
@@ -129,8 +126,10 @@ def _assistant(blocks: list[Any], where: str) -> dict[str, Any]:
     return message | ({"tool_calls": calls} if calls else {})
 
 
-def _tool_result(blocks: list[Any], where: str) -> str:
+def _tool_result(blocks: list[Any], where: str, model: ModelFacts) -> tuple[str, list[dict[str, Any]]]:
+    """The text of a result, and its images."""
     texts: list[str] = []
+    images: list[dict[str, Any]] = []
     for index, block in enumerate(blocks):
         kind = kind_of(block)
         if kind == "text":
@@ -138,12 +137,12 @@ def _tool_result(blocks: list[Any], where: str) -> str:
         elif kind == "document":
             texts.append(_document(block["document"]))
         elif kind == "image":
-            raise InvalidRequest(NO_IMAGES)
+            images.append(_image(block["image"], f"{where}.{index}.image", model))
         elif kind == "json":
             texts.append(msgspec.json.encode(block["json"]).decode())
         else:
             raise _unsupported(kind, f"{where}.{index}")
-    return "\n".join(texts)
+    return "\n".join(texts), images
 
 
 def _text(block: Any, where: str) -> str:

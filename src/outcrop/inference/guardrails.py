@@ -11,6 +11,7 @@ from typing import Any
 
 from outcrop.errors import InvalidRequest
 
+UNKNOWN = "The guardrail identifier or version provided in the request does not exist."
 CONFIG = "amazon-bedrock-guardrailConfig"
 
 
@@ -23,6 +24,4 @@ def refuse_unknown(identifier: str | None, version: str | None, body: Mapping[st
     if not identifier and body.get(CONFIG) is not None:
         raise InvalidRequest(f"{CONFIG} in the body needs a guardrailIdentifier.", param=CONFIG)
     if identifier:
-        raise InvalidRequest(
-            "The guardrail identifier or version provided in the request does not exist.", param="guardrailIdentifier"
-        )
+        raise InvalidRequest(UNKNOWN, param="guardrailIdentifier")

@@ -148,15 +148,23 @@ def _messages(body: Mapping[str, Any], model: ModelFacts) -> list[dict[str, Any]
     if not isinstance(messages, list) or not messages:
         raise fields.refusal("messages", "a list of at least one message", messages)
     read = [_message(message, f"messages[{index}]", model) for index, message in enumerate(messages)]
-    images = sum(
-        part["type"] == "image_url"
-        for message in read
-        if isinstance(message["content"], list)
-        for part in message["content"]
-    )
+    images = image_count(read)
     if images > MAX_IMAGES:
         raise InvalidRequest(f"messages hold {images} images; at most {MAX_IMAGES} are taken", param="messages")
     return read
+
+
+def image_count(messages: list[dict[str, Any]]) -> int:
+    """Images in canonical messages."""
+    contents = [message["content"] for message in messages if isinstance(message["content"], list)]
+    return sum(part["type"] == "image_url" for parts in contents for part in parts)
+
+
+def joined_text(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """*parts* as one string, as templates differ in whether they take a list of parts; with images, as they are."""
+    if any(part["type"] == "image_url" for part in parts):
+        return parts
+    return "\n".join(part["text"] for part in parts)
 
 
 def _message(message: Any, where: str, model: ModelFacts) -> dict[str, Any]:
@@ -201,29 +209,25 @@ def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _content(content: Any, where: str, model: ModelFacts) -> str | list[dict[str, Any]]:
-    """*content* as one string, as templates differ in whether they take a list of parts; with images, as parts."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
         raise fields.refusal(where, "a string or a list of text parts", content)
-    texts = []
-    images = []
+    parts: list[dict[str, Any]] = []
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind is None:
             raise fields.refusal(f"{where}[{index}]", 'a part such as {"type": "text", "text": "…"}', part)
         if kind == "image_url" and model.takes_images:
-            images.append(_image(part, f"{where}[{index}]"))
+            parts.append(_image(part, f"{where}[{index}]"))
             continue
         if kind != "text":
             accepted = "text and images" if model.takes_images else "text only"
             raise InvalidRequest(f'{where}[{index}] is of type "{kind}": this model accepts {accepted}', param=where)
         if not isinstance(part.get("text"), str):
             raise fields.refusal(f"{where}[{index}].text", "a string", part.get("text"))
-        texts.append(part["text"])
-    if images:
-        return [*images, *({"type": "text", "text": text} for text in texts)]
-    return "\n".join(texts)
+        parts.append({"type": "text", "text": part["text"]})
+    return joined_text(parts)
 
 
 def _image(part: Mapping[str, Any], where: str) -> dict[str, Any]:

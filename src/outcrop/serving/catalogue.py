@@ -128,6 +128,7 @@ class Catalogue:
             context_tokens=self._context(record),
             has_chat_template=record.instruct_supported,
             dialect=record.dialect,
+            takes_images=record.facts.get("modality") == "vision-language",
             embeds=bool(record.facts.get("embedding")),
         )
 

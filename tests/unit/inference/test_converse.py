@@ -303,8 +303,8 @@ def test_an_image_goes_to_a_model_that_takes_them_as_a_data_url(seeing_model):
     params = {"messages": [{"role": "user", "content": [{"text": "what is it?"}, IMAGE]}]}
     (message,) = converse.decode(params, seeing_model).body["messages"]
     assert message["content"] == [
-        {"type": "image_url", "image_url": {"url": "data:image/png;base64,YWJj"}},
         {"type": "text", "text": "what is it?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,YWJj"}},
     ]
 
 

@@ -205,9 +205,9 @@ def seen(*urls: object) -> list[dict[str, object]]:
     return [{"role": "user", "content": [{"type": "text", "text": "what is it?"}, *parts]}]
 
 
-def test_images_go_to_a_model_that_takes_them_before_the_text(seeing_model):
+def test_images_go_to_a_model_that_takes_them_in_their_order(seeing_model):
     (message,) = OPENAI_CHAT.decode({"messages": seen(PIXEL, PIXEL, PIXEL)}, seeing_model).body["messages"]
-    assert [part["type"] for part in message["content"]] == ["image_url"] * 3 + ["text"]
+    assert [part["type"] for part in message["content"]] == ["text"] + ["image_url"] * 3
 
 
 @pytest.mark.parametrize(
