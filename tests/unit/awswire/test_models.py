@@ -1,4 +1,4 @@
-"""Every operation of both services, served or not: what botocore writes we read, what we write botocore reads, what is wrong is refused."""
+"""Every operation whose input is read: what botocore writes we read, what we write botocore reads, what is wrong is refused."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tests.support.shapes import breaks, values
 
+from outcrop.api import bedrock, bedrock_resources
+from outcrop.api import bedrock_runtime as runtime
+from outcrop.api.refusals import REFUSED_FOR_IMPORTED_MODELS
 from outcrop.awswire.parse import request
 from outcrop.awswire.serialize import serialize_response
 from outcrop.awswire.service import Operation, Router, Service
@@ -22,7 +25,13 @@ from outcrop.errors import InvalidRequest
 
 SERVICES = {name: Service(name) for name in ("bedrock", "bedrock-runtime")}
 ROUTER = Router(list(SERVICES.values()))
-OPERATIONS = [op for service in SERVICES.values() for op in service.operations.values()]
+READ = {
+    *bedrock.OPERATIONS,
+    *bedrock_resources.OPERATIONS,
+    *runtime.OPERATIONS,
+    *REFUSED_FOR_IMPORTED_MODELS,
+}
+OPERATIONS = [op for service in SERVICES.values() for op in service.operations.values() if op.name in READ]
 _SERIALIZER = create_serializer("rest-json", include_validation=False)
 _PARSER = create_parser("rest-json")
 
