@@ -443,7 +443,8 @@ def test_converse_fills_every_member_that_aws_requires(runtime: Any, model: str)
 
 
 def test_the_events_of_a_converse_stream_are_in_aws_s_order(runtime: Any, model: str) -> None:
-    stream = runtime.converse_stream(modelId=model, messages=CONVERSE, inferenceConfig={"maxTokens": 5})["stream"]
+    greedy = {"maxTokens": 5, "temperature": 0.0}  # a sampled answer may be empty
+    stream = runtime.converse_stream(modelId=model, messages=CONVERSE, inferenceConfig=greedy)["stream"]
     names = [next(iter(event)) for event in stream]
 
     assert names[0] == "messageStart"
@@ -464,7 +465,7 @@ def test_an_answer_cut_anywhere_streams_the_text_of_the_whole_one(
         events = [event for event in runtime.converse_stream(**asked)["stream"] if "contentBlockDelta" in event]
         streamed = "".join(event["contentBlockDelta"]["delta"].get("text", "") for event in events)
         assert whole.startswith(streamed.rstrip("\ufffd"))
-        assert whole[len(streamed) :] in ("", " ")
+        assert "\ufffd" in whole or whole[len(streamed) :] in ("", " ")
 
 
 def test_an_answer_that_fills_the_context_says_so(runtime: Any, model: str) -> None:

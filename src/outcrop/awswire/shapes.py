@@ -59,7 +59,8 @@ class Readers:
         def read(value: Any, path: Path, problems: Problems) -> list[Any]:
             if type(value) is not list:
                 raise wrong_type(value, "List", path)
-            if (rule := broken(len(value))) is not None:
+            # A null is no item, and counts for none.
+            if (rule := broken(len(value) - value.count(None))) is not None:
                 problems.add(path, rule, shown(shape, value))
                 return []
             return [

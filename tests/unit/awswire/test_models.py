@@ -1,4 +1,4 @@
-"""Every operation whose input is read: what botocore writes we read, what we write botocore reads, what is wrong is refused."""
+"""Every operation, served or not: what botocore writes we read, what we write botocore reads, what is wrong is refused."""
 
 from __future__ import annotations
 
@@ -32,6 +32,13 @@ READ = {
     *REFUSED_FOR_IMPORTED_MODELS,
 }
 OPERATIONS = [op for service in SERVICES.values() for op in service.operations.values() if op.name in READ]
+# What is not served is read alike. One pattern needs classes of letters, which the second opinion's ``re`` does not know.
+OTHERS = [
+    op
+    for service in SERVICES.values()
+    for op in service.operations.values()
+    if op not in OPERATIONS and "AutomatedReasoningPolicy" not in op.name
+]
 _SERIALIZER = create_serializer("rest-json", include_validation=False)
 _PARSER = create_parser("rest-json")
 
@@ -109,6 +116,26 @@ def test_a_body_with_anything_in_place_of_a_value_is_read_or_refused(operation: 
     except InvalidRequest:
         return
     assert not breaks(shape, read_params)
+
+
+@pytest.mark.parametrize("operation", [op for op in OTHERS if op.model.input_shape], ids=by_name)
+@settings(lean, max_examples=int(os.environ.get("OUTCROP_TEST_EXAMPLES", "2")))
+@given(st.data())
+def test_what_is_not_served_is_read_and_refused_alike(operation: Operation, data: st.DataObject) -> None:
+    params = data.draw(values(operation.model.input_shape))
+    wild = data.draw(values(operation.model.input_shape, wild=True))
+    is_wrong = breaks(operation.model.input_shape, {**wild, **_absent_body(operation, wild)})
+
+    assert read(operation, params) == {**params, **_absent_body(operation, params)}
+    with pytest.raises(InvalidRequest) if is_wrong else nullcontext():
+        read(operation, wild)
+
+
+def test_a_list_that_is_empty_but_for_nulls_is_empty() -> None:
+    operation = SERVICES["bedrock"].operations["BatchDeleteEvaluationJob"]
+
+    with pytest.raises(InvalidRequest, match="length greater than or equal to 1"):
+        request(operation, {}, "", {}, b'{"jobIdentifiers": [null]}')
 
 
 @pytest.mark.parametrize(
