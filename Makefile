@@ -97,6 +97,14 @@ bench: $(TOOLS) ## Measure what the gateway adds, beside the engine asked direct
 bench-gateway: $(TOOLS) $(FOREIGN)/litellm/.installed $(FOREIGN)/ray/.installed ## Measure what a hop costs, beside LiteLLM and Ray Serve
 	$(BIN)/python -m outcrop.bench.hop $(ARGS)
 
+test-toolkit: $(STAMP) $(FOREIGN)/toolkit/.installed ## Compare proxied scripts with the SageMaker inference toolkit
+	$(BIN)/python -m pytest -q tests/toolkit
+
+$(FOREIGN)/toolkit/.installed: tests/toolkit/requirements.txt
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP) -r $<
+	@touch $@
+
 bench-proxy: $(STAMP) ## Measure what a proxy container adds, beside its upstream asked directly
 	$(BIN)/python -m outcrop.bench.proxy $(ARGS)
 

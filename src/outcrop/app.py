@@ -23,7 +23,7 @@ from granian.http import HTTP2Settings
 from granian.server.embed import Server
 
 from outcrop.access.authenticate import Authenticator
-from outcrop.access.bootstrap import load_or_create
+from outcrop.access.bootstrap import Credentials, load_or_create
 from outcrop.access.certificates import ensure_certificate
 from outcrop.api.admin import Admin
 from outcrop.api.bedrock import Bedrock
@@ -33,6 +33,9 @@ from outcrop.api.observability import Observability
 from outcrop.api.openai import OpenAI
 from outcrop.api.operations import Operations
 from outcrop.api.routes import Gateway
+from outcrop.api.sagemaker import SageMaker, remember
+from outcrop.api.sagemaker_door import SageMakerDoor
+from outcrop.api.sagemaker_runtime import SageMakerRuntime
 from outcrop.awswire.service import Router, Service
 from outcrop.engines.base import Engine
 from outcrop.engines.custom import Custom
@@ -44,10 +47,12 @@ from outcrop.importing.weights import WeightStore, write_atomically
 from outcrop.launchers import machine
 from outcrop.launchers.local import LocalLauncher
 from outcrop.registry.records import ImportedModel
+from outcrop.registry.sagemaker_records import SageMakerRecords
 from outcrop.registry.serving_records import ServingRecords
 from outcrop.registry.store import Registry
 from outcrop.serving.aliases import Aliases
 from outcrop.serving.catalogue import Catalogue, proven_start
+from outcrop.serving.endpoints import Endpoints
 from outcrop.serving.fleet import Fleet
 from outcrop.serving.schedule import Scaling
 from outcrop.serving.starts import Tier
@@ -133,9 +138,23 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             settings=settings, registry=registry, store=store, fleet=fleet, spec=catalogue.spec, on_model=on_model
         )
         generation = Generation(fleet, settings, recorder)
+        sagemaker_records = SageMakerRecords(registry)
+        endpoints = Endpoints(
+            folder=settings.run / "proxies",
+            buckets=settings.buckets,
+            environment=_proxy_environment(settings, credentials),
+            changed=lambda endpoint: asyncio.to_thread(remember, sagemaker_records, endpoint),
+        )
+        sagemaker = SageMaker(region=settings.region, records=sagemaker_records, endpoints=endpoints)
+        sagemaker_runtime = SageMakerRuntime(endpoints, sagemaker_records)
         is_ready = False
         gateway = Gateway(
-            authenticator=Authenticator(credentials.store(), region=settings.region, now=lambda: datetime.now(UTC)),
+            authenticator=Authenticator(
+                credentials.store(),
+                region=settings.region,
+                now=lambda: datetime.now(UTC),
+                services=("bedrock", "sagemaker"),
+            ),
             router=Router([Service("bedrock"), Service("bedrock-runtime")]),
             bedrock=Bedrock(
                 region=settings.region,
@@ -151,6 +170,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             operations=Operations(
                 catalogue=catalogue, fleet=fleet, aliases=aliases, records=records, settings=settings
             ),
+            sagemaker=SageMakerDoor(sagemaker, sagemaker_runtime),
             observability=Observability(recorder=recorder, catalogue=catalogue, fleet=fleet),
             recorder=recorder,
             max_body_bytes=settings.max_body_bytes,
@@ -168,6 +188,10 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             undo.push_async_callback(importer.close)
             await importer.resume()
             url = await undo.enter_async_context(listening(gateway, settings))
+            endpoints.start(url)
+            undo.push_async_callback(endpoints.close, settings.drain_s)
+            undo.push_async_callback(sagemaker_runtime.close)
+            await sagemaker.resume()
             address = settings.run / "server.json"
             write_atomically(address, json.dumps({"url": url, "pid": os.getpid()}).encode())
             undo.callback(address.unlink, missing_ok=True)
@@ -208,6 +232,20 @@ def _traces(settings: Settings) -> Traces | None:
 async def _ended(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+def _proxy_environment(settings: Settings, credentials: Credentials) -> dict[str, str]:
+    """What the proxies of endpoints reach this server with."""
+    found = {
+        "AWS_ACCESS_KEY_ID": credentials.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": credentials.secret_access_key,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "OUTCROP_PROXY_REGION": settings.region,
+        "OUTCROP_PROXY_LOG_LEVEL": "warning",
+    }
+    if settings.tls:
+        found["AWS_CA_BUNDLE"] = str(settings.home / "tls" / "ca.pem")
+    return found
 
 
 async def _remembered(records: ServingRecords, catalogue: Catalogue, fleet: Fleet, aliases: Aliases) -> None:

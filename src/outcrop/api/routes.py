@@ -23,6 +23,7 @@ from outcrop.api.observability import Observability
 from outcrop.api.openai import OpenAI
 from outcrop.api.operations import Operations
 from outcrop.api.refusals import REFUSED_FOR_IMPORTED_MODELS, refusal
+from outcrop.api.sagemaker_door import SageMakerDoor
 from outcrop.api.wire_errors import aws_error, openai_error, stream_defect
 from outcrop.awswire.parse import request as parse_request
 from outcrop.awswire.serialize import serialize_response
@@ -51,6 +52,7 @@ class Gateway:
         openai: OpenAI,
         admin: Admin,
         operations: Operations,
+        sagemaker: SageMakerDoor,
         observability: Observability,
         recorder: Recorder,
         max_body_bytes: int,
@@ -63,6 +65,7 @@ class Gateway:
         self._openai = openai
         self._admin = admin
         self._operations = operations
+        self._sagemaker = sagemaker
         self._observability = observability
         self._recorder = recorder
         self._max_body_bytes = max_body_bytes
@@ -86,7 +89,8 @@ class Gateway:
         if path.startswith("/openai/v1/"):  # where Bedrock offers the OpenAI API
             path = path.removeprefix("/openai")
         is_openai = path.startswith("/v1/")
-        to_wire = openai_error if is_openai else aws_error
+        is_sagemaker = self._sagemaker.is_meant(request)
+        to_wire = openai_error if is_openai else self._sagemaker.to_wire(request) if is_sagemaker else aws_error
         try:
             try:
                 claim = self._authenticator.claim(request.header_map())
@@ -103,6 +107,8 @@ class Gateway:
             await respond(to_wire(cut_off), request.request_id, send)
             return
         handle = self._openai_route if is_openai else self._own_route if _is_own(path) else self._aws_route
+        if is_sagemaker:
+            handle = self._sagemaker.handle
         await while_connected(request, self._answer(handle(request, path, body, principal), to_wire, request, send))
 
     async def _answer(

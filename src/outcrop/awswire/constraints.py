@@ -115,5 +115,9 @@ def matcher(pattern: str) -> Callable[[str], bool]:
 
 
 def _translated(pattern: str) -> str:
-    """*pattern* for RE2, whose white space lacks the vertical tab of Java's; the models have it in classes only."""
-    return _REPAIRED.get(pattern) or pattern.replace(r"\s", r"\s\x0b")
+    """*pattern* for RE2, whose white space lacks the vertical tab of Java's; the models have it in classes only.
+
+    Two of Java's classes, which RE2 knows by other names, stand alone or as all of a class in ``sagemaker-runtime``.
+    """
+    repaired = _REPAIRED.get(pattern) or pattern.replace(r"\s", r"\s\x0b")
+    return repaired.replace(r"[\p{Print}]", r"[\x20-\x7e]").replace(r"\p{ASCII}", r"[\x00-\x7f]")

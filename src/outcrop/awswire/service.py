@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -28,15 +28,18 @@ class Operation:
 
 
 class Service:
-    """All operations of one service (``bedrock``, ``bedrock-runtime``), read from the installed botocore."""
+    """The operations of one service (``bedrock``, ``bedrock-runtime``), read from the installed botocore.
 
-    def __init__(self, name: str) -> None:
+    *only*: the ones to read, of a service that has hundreds.
+    """
+
+    def __init__(self, name: str, only: Collection[str] | None = None) -> None:
         self.name = name
         self.model = ServiceModel(Loader().load_service_model(name, "service-2"), name)
         self.signing_name: str = self.model.signing_name
         self.operations: Mapping[str, Operation] = {
             operation: self._operation(self.model.operation_model(operation))
-            for operation in self.model.operation_names
+            for operation in (self.model.operation_names if only is None else only)
         }
 
     def _operation(self, model: OperationModel) -> Operation:

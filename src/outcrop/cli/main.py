@@ -7,7 +7,7 @@ import sys
 import typer
 
 from outcrop import __version__
-from outcrop.cli import check, imports, models, proxy, serve, serving, status, store, top, trace
+from outcrop.cli import check, deploy, imports, models, proxy, serve, serving, status, store, top, trace
 from outcrop.errors import OutcropError
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(store.app, name="store")
 app.command("invoke")(models.invoke)
 app.add_typer(proxy.app, name="proxy")
+app.add_typer(deploy.app, name="deploy")
 app.command("warm")(serving.warm)
 app.command("logs")(serving.logs)
 app.add_typer(serving.scaling, name="scaling")

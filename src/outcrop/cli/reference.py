@@ -14,7 +14,7 @@ import typer
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
-from outcrop.api import bedrock, bedrock_resources, bedrock_runtime
+from outcrop.api import bedrock, bedrock_resources, bedrock_runtime, sagemaker, sagemaker_runtime
 from outcrop.api.refusals import REFUSED_FOR_IMPORTED_MODELS
 from outcrop.api.wire_errors import AWS, OPENAI
 from outcrop.awswire.service import Service
@@ -34,6 +34,7 @@ DOCS = Path(__file__).parents[3] / "docs" / "reference"
 IMPLEMENTED = {
     "bedrock": {**bedrock.OPERATIONS, **bedrock_resources.OPERATIONS},
     "bedrock-runtime": bedrock_runtime.OPERATIONS,
+    "sagemaker-runtime": sagemaker_runtime.OPERATIONS,
 }
 # Where an operation does something that a reader of AWS's documentation would not expect.
 NOTES = {
@@ -99,6 +100,13 @@ def compatibility_page() -> str:
         parts += ["", f"## {name}", "", "| operation | implemented | notes |", "| --- | --- | --- |"]
         parts += [_operation_row(operation, done) for operation in sorted(Service(name).operations)]
     parts += [
+        "",
+        "## sagemaker",
+        "",
+        "Of SageMaker's control plane what endpoints need: " + ", ".join(sagemaker.OPERATIONS) + ".",
+        "Every other operation is answered with UnknownOperationException. Images are not run; shadow variants, data",
+        "capture, alarms, rolling updates, serverless and multi-container models are refused by name",
+        "([how-to](../how-to/sagemaker.md)).",
         "",
         "## OpenAI",
         "",

@@ -176,7 +176,7 @@ class Front:
         try:
             try:
                 async with asyncio.timeout(left_s + _GRACE_S):
-                    first = await asyncio.shield(pending.first)
+                    first = await pending.first
             except TimeoutError:
                 is_done = True
                 self._pool.blocked(worker, pending)

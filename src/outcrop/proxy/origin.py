@@ -67,7 +67,8 @@ def find(settings: ProxySettings) -> Origin:
 
     session = Session()
     try:
-        region = settings.region or session.get_config_variable("region")
+        # Lambda and SageMaker set AWS_REGION, which botocore alone does not read.
+        region = settings.region or os.environ.get("AWS_REGION") or session.get_config_variable("region")
         if not region:
             raise BadSetting("no region is set: give --region, or set AWS_REGION or AWS_DEFAULT_REGION")
         config = Config(connect_timeout=_NAME_S, read_timeout=_NAME_S, retries={"total_max_attempts": 1})

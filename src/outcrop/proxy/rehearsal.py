@@ -30,7 +30,7 @@ from outcrop.proxy.failures import TargetRefused
 from outcrop.proxy.serve import QuietServer, running
 from outcrop.proxy.settings import ProxySettings
 from outcrop.proxy.target import Endpoint, Target, Trip
-from outcrop.proxy.worker import tls_context
+from outcrop.proxy.tls import tls_context
 
 _MOST_BYTES = 64 << 20
 _STREAMS = frozenset({"invoke-with-response-stream"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from outcrop.errors import BadSetting
 from outcrop.proxy import link, origin
 from outcrop.proxy.front import Front
 from outcrop.proxy.metrics import Metrics
+from outcrop.proxy.parent import end_with_parent
 from outcrop.proxy.pool import Pool
 from outcrop.proxy.settings import ProxySettings
 from outcrop.proxy.worker import Config
@@ -44,6 +46,8 @@ class QuietServer(uvicorn.Server):
 def serve(settings: ProxySettings, *, reload: bool = False) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. *reload*: load the script anew when a file changes."""
     logs.configure(settings.log_level, as_json=settings.log_json)
+    if settings.ends_with_parent:
+        end_with_parent(signal.SIGTERM)
     return uvloop.run(_serve(settings, reload=reload))
 
 
@@ -125,6 +129,9 @@ async def running(settings: ProxySettings, found: origin.Origin | None = None) -
             server = QuietServer(_uvicorn(front, settings))
             task = asyncio.create_task(server.serve(sockets=[sock]), name="http")
             host, port = sock.getsockname()[:2]
+            # What the start made (botocore's models above all) stays: the collector need not walk it any more.
+            gc.collect()
+            gc.freeze()
             try:
                 yield f"http://{host}:{port}", pool
             finally:

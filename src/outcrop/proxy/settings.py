@@ -101,6 +101,9 @@ class ProxySettings(BaseSettings):
         ge=0,
         description="Resident memory of a worker over which it is replaced; killed at one and a half of it. 0: any.",
     )
+    ends_with_parent: bool = Field(
+        default=False, description="Drain and end when the process that started the proxy dies (Linux)."
+    )
     default_accept: str = Field(
         default="application/json", description="Type of an answer whose caller accepts anything."
     )

@@ -7,15 +7,15 @@ async one runs on the loop. A worker ends at once when the front is gone, whatev
 from __future__ import annotations
 
 import asyncio
-import ctypes
+import gc
 import os
 import signal
 import socket
-import ssl
 import struct
 import sys
 import threading
 import time
+from collections.abc import Coroutine
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,19 @@ from outcrop.awswire.sigv4 import Keys
 from outcrop.engines.http1 import Client
 from outcrop.errors import OutcropError
 from outcrop.proxy import link, script
+from outcrop.proxy.answer import answer, failed
 from outcrop.proxy.context import Context, entered
 from outcrop.proxy.dialects.base import Dialect, Settings
 from outcrop.proxy.failures import HandlerFailed, Refuse, TargetRefused
+from outcrop.proxy.parent import end_with_parent
 from outcrop.proxy.steps import Steps
 from outcrop.proxy.target import Endpoint, Target, Trip
+from outcrop.proxy.tls import tls_context
 from outcrop.proxy.values import JSON, Request, Response, Streamed
 
 _STACK_BYTES = 1 << 20  # of a handler's thread: 64 of them are not to count for half a gigabyte
 _CONNECT_S = 5.0
 _KEEP_S = 60.0
-_PR_SET_PDEATHSIG = 1
 
 
 class Config(msgspec.Struct, kw_only=True):
@@ -81,6 +83,8 @@ class Worker:
             self.link.send(link.Broken(f"the script was imported, but does not start: {exc}"))
             self.link.close()
         else:
+            gc.collect()
+            gc.freeze()  # what the script loaded stays: the collector need not walk it while callers wait
             self.link.send(link.Ready(self._dialect.name, time.monotonic() - begun))
         await self._lost.wait()
 
@@ -121,13 +125,13 @@ class Worker:
         is_cut = False
         try:
             async with asyncio.timeout(asked.left_s) as limit:
-                answer = await entered(context, lambda: self._answer(context))
-                if isinstance(answer, Streamed):
+                found = await entered(context, lambda: self._answered(context))
+                if isinstance(found, Streamed):
                     context.trip.deadline = begun + asked.stream_left_s
                     limit.reschedule(context.trip.deadline)
-                    await self._send_parts(asked.id, answer, context)
+                    await self._send_parts(asked.id, found, context)
                 else:
-                    self._send_whole(asked.id, answer, context)
+                    self._send_whole(asked.id, found, context)
         except TimeoutError:
             is_cut = True
             self._cut(asked, context)
@@ -142,20 +146,8 @@ class Worker:
                 await asyncio.sleep(0.02)
             self.link.send(link.Gone(asked.id))
 
-    async def _answer(self, context: Context) -> Response | Streamed:
-        try:
-            return await self._dialect.run(context)
-        except HandlerFailed as exc:
-            return self._failed(exc)
-        except TargetRefused as exc:
-            return exc.response()
-        except Refuse as exc:
-            body = msgspec.json.encode({"message": str(exc)})
-            return Response(body, JSON, exc.status_code, {"x-outcrop-error-source": "handler"})
-
-    def _failed(self, exc: HandlerFailed) -> Response:
-        print(exc.trace, file=sys.stderr, end="", flush=True)  # noqa: T201  (the container's log)
-        return exc.response(with_traceback=self._config.tracebacks)
+    def _answered(self, context: Context) -> Coroutine[Any, Any, Response | Streamed]:
+        return answer(self._dialect, context, with_traceback=self._config.tracebacks)
 
     def _send_whole(self, id: int, answer: Response, context: Context) -> None:  # noqa: A002
         error = answer.headers.get("x-outcrop-error-source", "")
@@ -174,7 +166,7 @@ class Worker:
                     window.take(len(part))
                     self.link.send(link.Part(id, part))
         except HandlerFailed as exc:
-            error = self._failed(exc).json()["message"]
+            error = failed(exc, with_traceback=False).json()["message"]
         except (TargetRefused, Refuse) as exc:
             error = str(exc)
         self.link.send(link.End(id, context.trip.target_s, error))
@@ -222,7 +214,8 @@ def _brief(answer: Response) -> str:
 
 
 def main() -> None:
-    _end_with_parent()
+    end_with_parent(signal.SIGKILL)  # even while a handler blocks the loop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front decides when its workers end
     threading.stack_size(_STACK_BYTES)
     sock = socket.socket(fileno=int(sys.argv[1]))
     config = msgspec.convert(_first(sock).config, Config)
@@ -255,11 +248,6 @@ async def _serve(sock: socket.socket, dialect: Dialect, config: Config) -> None:
     await worker.serve()
 
 
-def tls_context(url: str, ca_bundle: str) -> ssl.SSLContext | None:
-    """What an https *url* is reached with; None for any other."""
-    return ssl.create_default_context(cafile=ca_bundle or None) if url.startswith("https") else None
-
-
 def _first(sock: socket.socket) -> link.Begin:
     message: Any = msgspec.msgpack.decode(_read(sock, struct.unpack(">I", _read(sock, 4))[0]), type=link.Begin)
     assert isinstance(message, link.Begin)
@@ -279,13 +267,6 @@ def _read(sock: socket.socket, size: int) -> bytes:
 def _say(sock: socket.socket, message: link.Message) -> None:
     data = msgspec.msgpack.encode(message)
     sock.sendall(struct.pack(">I", len(data)) + data)
-
-
-def _end_with_parent() -> None:
-    """Linux kills this process when the front dies, even while a handler blocks its loop; else the socket tells."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front decides when its workers end
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,335 @@
+"""SageMaker endpoints over plain boto3: made, invoked, updated under load, kept over a restart."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from tests.support.server import Server, wait_for
+
+SCRIPT = """
+import json
+
+from outcrop.proxy import Refuse
+
+
+def preprocess(request, ctx):
+    body = request.json()
+    if "fail" in body:
+        raise Refuse(body["fail"], body["status"])
+    ctx.custom_attributes = "version=%(version)s;" + ctx.custom_attributes
+    return {"messages": [{"role": "user", "content": body["question"]}], "max_tokens": 4, "temperature": 0}
+
+
+def postprocess(response, ctx):
+    return {"version": "%(version)s", "answer": response.json()["choices"][0]["message"]["content"]}
+
+
+async def postprocess_stream(chunks, ctx):
+    async for chunk in chunks:
+        yield "|"
+"""
+WAIT = {"Delay": 1, "MaxAttempts": 60}
+
+
+def proxies(server: Server) -> list[str]:
+    """Processes that run a proxy or a worker of *server*."""
+    mine = f"OUTCROP_PROXY_MODEL_DIR={server.home}/".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mine in path.read_bytes():
+                found.append(path.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+def put_bundle(server: Server, version: str) -> str:
+    """A model.tar.gz with a script that tells its version."""
+    data = (SCRIPT % {"version": version}).encode()
+    target = server.home / "buckets" / "bundles" / version
+    target.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(target / "model.tar.gz", "w:gz") as archive:
+        entry = tarfile.TarInfo("code/inference.py")
+        entry.size = len(data)
+        archive.addfile(entry, io.BytesIO(data))
+    return f"s3://bundles/{version}/model.tar.gz"
+
+
+def create_model(server: Server, name: str, target: str, bundle: str | None = None) -> None:
+    container: dict[str, Any] = {"Environment": {"OUTCROP_PROXY_TARGET": target, "OUTCROP_PROXY_DIALECT": "auto"}}
+    if bundle:
+        container["ModelDataUrl"] = bundle
+    server.client("sagemaker").create_model(
+        ModelName=name, PrimaryContainer=container, ExecutionRoleArn=server.credentials.import_role_arn
+    )
+
+
+def create_config(server: Server, name: str, weights: dict[str, float], **more: Any) -> None:
+    variants = [
+        {"VariantName": f"v-{model}", "ModelName": model, "InitialInstanceCount": 1, "InitialVariantWeight": weight}
+        for model, weight in weights.items()
+    ]
+    server.client("sagemaker").create_endpoint_config(EndpointConfigName=name, ProductionVariants=variants, **more)
+
+
+def create_endpoint(server: Server, name: str, config: str) -> None:
+    sagemaker = server.client("sagemaker")
+    sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=config)
+    sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=name, WaiterConfig=WAIT)
+
+
+def ask(server: Server, endpoint: str, body: Any, **more: Any) -> tuple[Any, dict[str, Any]]:
+    found = server.client("sagemaker-runtime").invoke_endpoint(
+        EndpointName=endpoint, Body=json.dumps(body), ContentType="application/json", **more
+    )
+    return json.loads(found["Body"].read()), found
+
+
+@pytest.fixture(scope="module")
+def endpoint(server: Server, model: str) -> Iterator[str]:
+    """An endpoint of two variants: a script (weight 1), and the model as it is (weight 0)."""
+    create_model(server, "sm-one", model, put_bundle(server, "one"))
+    create_model(server, "sm-plain", model)
+    output = {"S3OutputPath": "s3://sm-out/answers", "S3FailurePath": "s3://sm-out/failures"}
+    create_config(server, "sm-config", {"sm-one": 1, "sm-plain": 0}, AsyncInferenceConfig={"OutputConfig": output})
+    create_endpoint(server, "reviews", "sm-config")
+    yield "reviews"
+    sagemaker = server.client("sagemaker")
+    sagemaker.delete_endpoint(EndpointName="reviews")
+    sagemaker.get_waiter("endpoint_deleted").wait(EndpointName="reviews", WaiterConfig=WAIT)
+
+
+def test_an_endpoint_runs_the_script_of_its_bundle_in_front_of_the_model(server: Server, endpoint: str) -> None:
+    answer, found = ask(server, endpoint, {"question": "Why?"}, CustomAttributes="c=1")
+
+    assert answer["version"] == "one"
+    assert found["InvokedProductionVariant"] == "v-sm-one"
+    assert found["CustomAttributes"] == "version=one;c=1"
+    assert found["ContentType"] == "application/json"
+
+
+def test_a_target_variant_goes_over_the_weights_and_the_model_as_it_is_takes_any_shape(
+    server: Server, endpoint: str
+) -> None:
+    body = {"inputs": "Hello", "parameters": {"max_new_tokens": 3}}
+    answer, found = ask(server, endpoint, body, TargetVariant="v-sm-plain")
+
+    assert found["InvokedProductionVariant"] == "v-sm-plain"
+    assert list(answer[0]) == ["generated_text"]
+    with pytest.raises(ClientError, match="not found in endpoint"):
+        ask(server, endpoint, body, TargetVariant="v-other")
+
+
+def test_what_a_container_refuses_is_a_model_error_with_its_status_and_body(server: Server, endpoint: str) -> None:
+    runtime = server.client("sagemaker-runtime")
+    with pytest.raises(runtime.exceptions.ModelError) as caught:
+        runtime.invoke_endpoint(EndpointName=endpoint, Body=json.dumps({"fail": "too long", "status": 413}))
+
+    said = caught.value.response
+    assert said["ResponseMetadata"]["HTTPStatusCode"] == 424
+    assert said["OriginalStatusCode"] == 413
+    assert json.loads(said["OriginalMessage"]) == {
+        "message": "preprocess (code/inference.py:10): Refuse: too long",
+        "handler": "preprocess",
+        "file": "code/inference.py",
+        "line": 10,
+        "type": "Refuse",
+    }
+    assert said["Error"]["Message"].startswith("Received client error (413) from primary with message")
+
+
+def test_a_stream_arrives_as_payload_parts(server: Server, endpoint: str) -> None:
+    found = server.client("sagemaker-runtime").invoke_endpoint_with_response_stream(
+        EndpointName=endpoint, Body=json.dumps({"question": "Why?", "stream": True}), Accept="text/event-stream"
+    )
+
+    parts = b"".join(event["PayloadPart"]["Bytes"] for event in found["Body"])
+    assert set(parts) == {ord("|")}
+    assert found["InvokedProductionVariant"] == "v-sm-one"
+
+
+def test_an_asynchronous_invocation_leaves_its_answer_or_its_failure_in_the_bucket(
+    server: Server, endpoint: str
+) -> None:
+    runtime = server.client("sagemaker-runtime")
+    source = server.home / "buckets" / "sm-in" / "question.json"
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text(json.dumps({"question": "Why?"}))
+
+    def place(uri: str) -> Path:
+        return server.home / "buckets" / uri.removeprefix("s3://")
+
+    found = runtime.invoke_endpoint_async(EndpointName=endpoint, InputLocation="s3://sm-in/question.json")
+    assert found["ResponseMetadata"]["HTTPStatusCode"] == 202
+    wait_for(lambda: place(found["OutputLocation"]).exists(), 30)
+    assert json.loads(place(found["OutputLocation"]).read_text())["version"] == "one"
+    source.write_text(json.dumps({"fail": "no", "status": 400}))
+    failed = runtime.invoke_endpoint_async(EndpointName=endpoint, InputLocation="s3://sm-in/question.json")
+    wait_for(lambda: place(failed["FailureLocation"]).exists(), 30)
+    assert "no" in place(failed["FailureLocation"]).read_text()
+    with pytest.raises(ClientError, match="Could not find the input"):
+        runtime.invoke_endpoint_async(EndpointName=endpoint, InputLocation="s3://sm-in/nothing.json")
+
+
+def test_an_endpoint_that_is_not_there_is_a_validation_error(server: Server) -> None:
+    with pytest.raises(ClientError) as caught:
+        ask(server, "nobody", {})
+
+    assert caught.value.response["Error"]["Code"] == "ValidationError"
+    assert "Endpoint nobody of account 000000000000 not found" in str(caught.value)
+    with pytest.raises(
+        ClientError, match='Could not find endpoint "arn:aws:sagemaker:us-east-1:000000000000:endpoint/'
+    ):
+        server.client("sagemaker").describe_endpoint(EndpointName="nobody")
+
+
+def test_weights_are_changed_at_once(server: Server, endpoint: str) -> None:
+    sagemaker = server.client("sagemaker")
+    try:
+        sagemaker.update_endpoint_weights_and_capacities(
+            EndpointName=endpoint,
+            DesiredWeightsAndCapacities=[
+                {"VariantName": "v-sm-one", "DesiredWeight": 0},
+                {"VariantName": "v-sm-plain", "DesiredWeight": 3},
+            ],
+        )
+        sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=endpoint, WaiterConfig=WAIT)
+        _, found = ask(server, endpoint, {"prompt": "x", "max_tokens": 2})
+        assert found["InvokedProductionVariant"] == "v-sm-plain"
+        shown = sagemaker.describe_endpoint(EndpointName=endpoint)["ProductionVariants"]
+        assert [(v["VariantName"], v["CurrentWeight"]) for v in shown] == [("v-sm-one", 0), ("v-sm-plain", 3)]
+    finally:
+        sagemaker.update_endpoint_weights_and_capacities(
+            EndpointName=endpoint,
+            DesiredWeightsAndCapacities=[
+                {"VariantName": "v-sm-one", "DesiredWeight": 1},
+                {"VariantName": "v-sm-plain", "DesiredWeight": 0},
+            ],
+        )
+        sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=endpoint, WaiterConfig=WAIT)
+
+
+def test_an_update_fails_no_request_and_one_that_does_not_start_leaves_the_old_version(
+    server: Server, model: str, endpoint: str
+) -> None:
+    sagemaker = server.client("sagemaker")
+    create_model(server, "sm-two", model, put_bundle(server, "two"))
+    create_config(server, "sm-config-two", {"sm-two": 1})
+    versions: list[str] = []
+    failures: list[str] = []
+    is_over = threading.Event()
+
+    def load() -> None:
+        while not is_over.is_set():
+            try:
+                versions.append(ask(server, endpoint, {"question": "Why?"})[0]["version"])
+            except Exception as exc:
+                failures.append(str(exc))
+
+    callers = [threading.Thread(target=load) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    try:
+        canary = {"Type": "CAPACITY_PERCENT", "Value": 50}
+        routing = {"Type": "CANARY", "WaitIntervalInSeconds": 2, "CanarySize": canary}
+        sagemaker.update_endpoint(
+            EndpointName=endpoint,
+            EndpointConfigName="sm-config-two",
+            DeploymentConfig={"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": routing}},
+        )
+        assert sagemaker.describe_endpoint(EndpointName=endpoint)["EndpointStatus"] == "Updating"
+        with pytest.raises(ClientError, match="in-progress"):
+            sagemaker.update_endpoint(EndpointName=endpoint, EndpointConfigName="sm-config")
+        sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=endpoint, WaiterConfig=WAIT)
+        time.sleep(0.5)
+    finally:
+        is_over.set()
+        for caller in callers:
+            caller.join()
+    assert failures == []
+    first_two = versions.index("two")
+    assert "one" in versions[first_two:]  # both answered while the canary had half of the traffic
+    assert versions[-1] == "two"
+
+    create_model(server, "sm-broken", model, "s3://bundles/nowhere/model.tar.gz")
+    create_config(server, "sm-config-broken", {"sm-broken": 1})
+    sagemaker.update_endpoint(EndpointName=endpoint, EndpointConfigName="sm-config-broken")
+    sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=endpoint, WaiterConfig=WAIT)
+    shown = sagemaker.describe_endpoint(EndpointName=endpoint)
+    assert shown["EndpointConfigName"] == "sm-config-two"
+    assert "Could not find model data at s3://bundles/nowhere/model.tar.gz" in shown["FailureReason"]
+    sagemaker.update_endpoint(EndpointName=endpoint, EndpointConfigName="sm-config")
+    sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=endpoint, WaiterConfig=WAIT)
+
+
+@pytest.mark.parametrize(
+    ("container", "said"),
+    [
+        ({"Image": "763104351884.dkr.ecr.us-east-1.amazonaws.com/djl:1"}, "is not run: this server runs no containers"),
+        ({"Environment": {}}, "OUTCROP_PROXY_TARGET"),
+        ({"Environment": {"OUTCROP_PROXY_TARGET": "m"}, "ModelDataUrl": "https://example/x"}, "is not s3://"),
+        ({"Environment": {"OUTCROP_PROXY_TARGET": "m"}, "ModelDataUrl": "s3://b/../../etc/x"}, "is not s3://"),
+    ],
+)
+def test_a_model_that_cannot_run_here_is_refused_by_name(server: Server, container: dict[str, Any], said: str) -> None:
+    with pytest.raises(ClientError) as caught:
+        server.client("sagemaker").create_model(ModelName="sm-refused", PrimaryContainer=container)
+
+    assert caught.value.response["Error"]["Code"] == "ValidationException"
+    assert said in str(caught.value)
+
+
+def test_models_and_configurations_are_listed_described_tagged_and_deleted(server: Server) -> None:
+    sagemaker = server.client("sagemaker")
+    container = {"Environment": {"OUTCROP_PROXY_TARGET": "tiny"}}
+    arns = [
+        sagemaker.create_model(
+            ModelName=f"sm-Listed-{number}", PrimaryContainer=container, Tags=[{"Key": "k", "Value": str(number)}]
+        )["ModelArn"]
+        for number in range(3)
+    ]
+    with pytest.raises(ClientError, match="already existing"):
+        sagemaker.create_model(ModelName="sm-Listed-0", PrimaryContainer=container)
+    pages = sagemaker.get_paginator("list_models").paginate(
+        NameContains="sm-listed", SortBy="Name", SortOrder="Ascending", PaginationConfig={"PageSize": 2}
+    )
+    assert [model["ModelName"] for page in pages for model in page["Models"]] == [f"sm-Listed-{n}" for n in range(3)]
+    assert (
+        sagemaker.describe_model(ModelName="sm-Listed-1")["PrimaryContainer"]["Environment"] == container["Environment"]
+    )
+    sagemaker.add_tags(ResourceArn=arns[1], Tags=[{"Key": "a", "Value": "b"}])
+    sagemaker.delete_tags(ResourceArn=arns[1], TagKeys=["k"])
+    assert sagemaker.list_tags(ResourceArn=arns[1])["Tags"] == [{"Key": "a", "Value": "b"}]
+    for number in range(3):
+        sagemaker.delete_model(ModelName=f"sm-Listed-{number}")
+    with pytest.raises(ClientError, match="Could not find model"):
+        sagemaker.describe_model(ModelName="sm-Listed-1")
+    with pytest.raises(ClientError, match="not implemented"):
+        sagemaker.list_notebook_instances()
+
+
+def test_an_endpoint_is_there_again_after_a_restart(tmp_path: Path, tiny: Path) -> None:
+    server = Server(tmp_path / "home", cpu_threads=1).start()
+    try:
+        arn = server.import_model(tiny, "kept")
+        create_model(server, "kept-model", arn, put_bundle(server, "kept"))
+        create_config(server, "kept-config", {"kept-model": 1})
+        create_endpoint(server, "kept", "kept-config")
+        assert len(proxies(server)) > 0
+        server.kill()
+        wait_for(lambda: not proxies(server), 20)  # a killed server leaves no proxy behind
+        server.start()
+        server.client("sagemaker").get_waiter("endpoint_in_service").wait(EndpointName="kept", WaiterConfig=WAIT)
+        assert ask(server, "kept", {"question": "Still?"})[0]["version"] == "kept"
+    finally:
+        server.stop()
