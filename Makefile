@@ -67,7 +67,10 @@ fuzz: $(TOOLS) ## Send 10,000 broken requests to the front door (OUTCROP_TEST_SE
 	OUTCROP_TEST_FUZZ=10000 $(BIN)/python -m pytest -q --timeout 1800 tests/api/test_fuzz.py
 
 test-faults: $(TOOLS) ## Kill, stop, fill, scale and roll under continuous load
-	OUTCROP_TEST_EXAMPLES=400 $(BIN)/python -m pytest -q tests/e2e/test_faults.py tests/unit/serving -m ''
+	OUTCROP_TEST_EXAMPLES=400 $(BIN)/python -m pytest -q tests/e2e/test_faults.py tests/e2e/test_bucket_tier.py tests/unit/serving -m ''
+
+soak: $(STAMP) ## Mixed load for 20 minutes (SOAK_S): memory, file descriptors and tasks must stay flat
+	OUTCROP_TEST_SOAK_S=$(or $(SOAK_S),1200) $(BIN)/python -m pytest -q -s --timeout 4000 tests/e2e/test_soak.py
 
 test-parity: $(TOOLS) ## Run the tests that compare with transformers (installs torch)
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[parity]'
@@ -113,10 +116,11 @@ bench-import: $(TOOLS) ## Measure imports beside the raw cost of the same bytes
 
 bench-serving: $(TOOLS) ## Cold starts against the bare engine; scaling rules over traces (TRACES=files, default the sample)
 	$(BIN)/python -m outcrop.bench.serving cold-start
+	$(BIN)/python -m outcrop.bench.serving scale-out
 	$(BIN)/python -m outcrop.bench.serving replay $(or $(TRACES),benchmarks/traces/bursty-day.csv.gz)
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) $(FOREIGN) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 .PHONY: help setup demo serve check docs clean fuzz record-parity \
-	test test-wire test-clients test-s3 test-faults test-parity bench bench-gateway bench-proxy bench-import bench-serving
+	test test-wire test-clients test-s3 test-faults soak test-parity bench bench-gateway bench-proxy bench-import bench-serving

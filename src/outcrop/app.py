@@ -58,7 +58,7 @@ from outcrop.serving.schedule import Scaling
 from outcrop.serving.starts import Tier
 from outcrop.settings import Settings
 from outcrop.telemetry import logs
-from outcrop.telemetry.metric_table import SPANS_DROPPED
+from outcrop.telemetry.metric_table import SPANS_DROPPED, TASKS
 from outcrop.telemetry.metrics import Metrics
 from outcrop.telemetry.recorder import Recorder
 from outcrop.telemetry.request_log import RequestLog
@@ -127,6 +127,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             events=metrics,
         )
         metrics.watch(lambda: fleet.readings(catalogue.by_id()))
+        metrics.watch(lambda: [(TASKS, (), len(asyncio.all_tasks()))])
         aliases = Aliases(catalogue=catalogue, fleet=fleet, records=records)
         await _remembered(records, catalogue, fleet, aliases)
 
@@ -137,6 +138,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         importer = Importer(
             settings=settings, registry=registry, store=store, fleet=fleet, spec=catalogue.spec, on_model=on_model
         )
+        fleet.brings_back_with(importer.bucket.bring_back)
         generation = Generation(fleet, settings, recorder)
         sagemaker_records = SageMakerRecords(registry)
         endpoints = Endpoints(

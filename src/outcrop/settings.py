@@ -161,6 +161,11 @@ class Settings(BaseSettings):
     hold_queue_bytes_per_principal: int = Field(
         default=128_000_000, ge=1_000, description="Bytes of one principal's requests held per model; over it 429."
     )
+    fetch_evicted: bool = Field(
+        default=True,
+        description="Fetch a model's files again from its source when it is asked after `outcrop models evict`; off: "
+        "it answers an error until this is on.",
+    )
     kept_answer_s: float = Field(
         default=120.0,
         ge=0,

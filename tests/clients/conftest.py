@@ -22,7 +22,7 @@ _MISSING = [
 
 collect_ignore_glob = [
     *(["test_aws_cli.py"] if "awscli" in _MISSING else []),
-    *(["test_javascript_sdk.py"] if "node" in _MISSING else []),
+    *(["test_javascript_sdk.py", "test_heartbeats.py"] if "node" in _MISSING else []),
     *(["frameworks/*.py"] if _MISSING else []),
 ]
 
@@ -110,14 +110,20 @@ def run_strands(environment: dict[str, str]) -> Callable[[str], Scenarios]:
 
 
 @pytest.fixture(scope="session")
-def run_node(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Scenarios]:
-    """What a JavaScript program of ``foreign/`` printed."""
+def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The JavaScript programs of ``foreign/`` beside the packages that they import."""
     # Node looks for packages beside the program, so the program moves to them.
     folder = tmp_path_factory.mktemp("node")
     (folder / "node_modules").symlink_to(FOREIGN / "node" / "node_modules")
     for program in PROGRAMS.glob("*.mjs"):
         (folder / program.name).write_text(program.read_text())
-    return lambda name: _run(["node", str(folder / name)], environment)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_node(environment: dict[str, str], node_folder: Path) -> Callable[[str], Scenarios]:
+    """What a JavaScript program of ``foreign/`` printed."""
+    return lambda name: _run(["node", str(node_folder / name)], environment)
 
 
 def _run(command: list[str], environment: dict[str, str]) -> Scenarios:

@@ -353,6 +353,54 @@ def test_a_full_disk_under_the_logs_keeps_no_copy_from_starting(tmp_path: Path, 
         server.stop()
 
 
+@pytest.mark.long
+def test_a_full_disk_under_the_registry_fails_changes_by_name_and_no_request(tmp_path: Path, tiny: Path) -> None:
+    server = Server(tmp_path / "home", database_mount="size=2m", **SETTINGS).start()
+    try:
+        arn = server.import_model(tiny, "tiny")
+        assert server.process is not None
+        filler = Path(f"/proc/{server.process.pid}/root") / (server.home / "database" / "filler").relative_to("/")
+        with Load(server, [arn]) as load:
+            settled(load)
+            with pytest.raises(OSError, match="No space"):
+                filler.write_bytes(b"x" * 3_000_000)
+            told = []
+            for number in range(40):  # what fits into pages that are there already still goes through
+                try:
+                    move(server, f"name-{number}", arn)
+                except urllib.error.HTTPError as exc:
+                    told.append((exc.code, exc.read().decode()))
+            for pid in pids(server):
+                os.kill(pid, signal.SIGKILL)  # the next start cannot be written down either
+            settled(load)
+            filler.unlink()
+            move(server, "after", arn)
+            settled(load)
+
+        assert not load.failed
+        assert told
+        assert {code for code, _ in told} == {500}
+        assert all("disk" in text or "space" in text for _, text in told), told[0]
+    finally:
+        server.stop()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("closed", "open_s"), [(4, None), (0, 0.1)], ids=["closed loop", "open loop"])
+def test_a_server_killed_again_and_again_costs_no_request_of_a_client_that_retries_as_advised(
+    steady: Server, tiny: Path, closed: int, open_s: float | None
+) -> None:
+    arn = steady.import_model(tiny, "tiny")
+    with Load(steady, [arn], closed=closed, open_s=open_s, as_advised=True) as load:
+        for _ in range(3):
+            settled(load)
+            steady.kill()
+            steady.start()
+        settled(load)
+
+    assert not load.failed
+
+
 def crowd(server: Server, checkpoint: Path, size: int) -> None:
     """*size* clients ask a cold model in the same moment; every one is answered, by one generation each."""
     arn = server.import_model(checkpoint, "tiny")

@@ -14,6 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError, EventStreamError
 
 from tests.support.server import Server
 
+PROGRAMS = 10  # that a load with retries stands for
 BODY = {"prompt": "for each", "temperature": 0}
 
 
@@ -51,7 +52,8 @@ class Load:
         tokens: int = 16,
         as_advised: bool = False,
     ) -> None:
-        self._client = default_client(server, as_advised=as_advised)
+        # botocore gives up retrying once a client has spent its quota of retries: advice is for programs, not one for all.
+        self._clients = [default_client(server, as_advised=as_advised) for _ in range(PROGRAMS if as_advised else 1)]
         self._models = models
         self._closed = closed
         self._open_s = open_s
@@ -87,13 +89,14 @@ class Load:
         model = self._models[number % len(self._models)]
         # Streams alternate with whole answers on every model.
         is_streamed = bool((number // len(self._models)) % 2)
+        client = self._clients[number % len(self._clients)]
         begun, has_begun = time.monotonic(), False
         try:
             body = json.dumps({**BODY, "max_gen_len": self._tokens})
             if not is_streamed:
-                json.loads(self._client.invoke_model(modelId=model, body=body)["body"].read())
+                json.loads(client.invoke_model(modelId=model, body=body)["body"].read())
             else:
-                for _ in self._client.invoke_model_with_response_stream(modelId=model, body=body)["body"]:
+                for _ in client.invoke_model_with_response_stream(modelId=model, body=body)["body"]:
                     has_begun = True
             self.answered[model] += 1
         except EventStreamError as exc:

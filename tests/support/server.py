@@ -22,15 +22,26 @@ from outcrop.access.bootstrap import Credentials, read
 class Server:
     """``outcrop serve`` on a free port over *home*; *settings* become OUTCROP_ variables.
 
-    *store_mount*, *log_mount*: options of a tmpfs that only the server sees in place of its weight store or logs.
+    *store_mount*, *log_mount*, *database_mount*: options of a tmpfs that only the server sees in place of its weight
+    store, its logs or its registry.
     """
 
     def __init__(
-        self, home: Path, *, store_mount: str | None = None, log_mount: str | None = None, **settings: object
+        self,
+        home: Path,
+        *,
+        store_mount: str | None = None,
+        log_mount: str | None = None,
+        database_mount: str | None = None,
+        **settings: object,
     ) -> None:
         self.home = home
         self._prefix: list[str] = []
-        for folder, options in (("store", store_mount), ("logs", log_mount)):
+        mounts = {"store": store_mount, "logs": log_mount, "database": database_mount}
+        if database_mount is not None:
+            home.mkdir(parents=True, exist_ok=True)
+            (home / "outcrop.db").symlink_to(Path("database") / "outcrop.db")
+        for folder, options in mounts.items():
             if options is not None:
                 self._prefix += private_mount(home / folder, options)
         self._settings = settings

@@ -78,6 +78,16 @@ class Admin:
         self._catalogue.add(record)
         return await self.model(principal, identifier)
 
+    async def evict_model(self, principal: Principal, identifier: str) -> dict[str, Any]:
+        """Give up the model's local files; the next request brings them back from where they came. ``freed_bytes``.
+
+        Refused unless the source still serves what was imported.
+        """
+        served = self._catalogue.find(principal.account, identifier)
+        await self._importer.bucket.check(served.record)
+        await self._fleet.rest(served.record.model_id)
+        return {"freed_bytes": await self._importer.bucket.give_up(served.record)}
+
     def _served(self, entry: Served) -> dict[str, Any]:
         spec = self._fleet.spec_of(entry.spec)
         return {

@@ -243,6 +243,10 @@ class Gateway:
             else:
                 found = await self._admin.model(principal, name)
             return Response(200, _JSON, msgspec.json.encode(found))
+        evicted = re.fullmatch(r"/outcrop/v1/models/([^/]+)/evict", path)
+        if request.method == "POST" and evicted:
+            found = await self._admin.evict_model(principal, unquote(evicted.group(1)))
+            return Response(200, _JSON, msgspec.json.encode(found))
         if request.method == "GET" and path == "/outcrop/v1/store":
             return Response(200, _JSON, msgspec.json.encode(await self._admin.store()))
         if request.method == "POST" and path == "/outcrop/v1/store/collect":

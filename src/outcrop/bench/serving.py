@@ -15,6 +15,7 @@ from typing import Any
 
 import typer
 
+from outcrop.bench import scaling
 from outcrop.bench.gateway import SAMPLE, SECRET, server
 from outcrop.bench.replay import Arrival, CopyModel, KnativeLike, Ours, QueueThreshold, Rule, read_trace, replay
 from outcrop.engines.base import CopySpec, Endpoint
@@ -86,6 +87,30 @@ def compare_rules(arrivals: list[Arrival], copy: CopyModel, cold_start_s: float)
         ),
     ]
     return [asdict(replay(arrivals, rule, copy, cold_start_s)) for rule in rules]
+
+
+@app.command("scale-out")
+def scale_out(
+    calibration: str = typer.Option("qwen2.5-14b-a100-40gb", help="Of the simulated copies."),
+    speedup: float = typer.Option(10.0, min=1, help="How many times faster the copies run than the calibration says."),
+    out: Path | None = OUT,
+) -> None:
+    """The published table's load (1, 4, 16, 32 users) on simulated copies from one to three."""
+    found = asyncio.run(scaling.measure(calibration, speedup))
+    for row in [*found["levels"], found["always_warm"]]:
+        typer.echo(
+            f"{row['users']:>3} users: {row['requests_per_minute']:6.1f} requests/min  P95 {row['p95_s']:5.2f} s  "
+            f"{row['copies_at_end']} copies  {row['failures']} failed"
+        )
+    typer.echo(
+        f"from none to {found['always_warm']['users']} users on one copy: ordered after {found['step_reaction_s']} s"
+    )
+    typer.echo(
+        f"three copies after {found['third_copy_after_s']} s; then {found['steady_requests_per_minute']} requests/min, "
+        f"{100 * found['steady_share_of_always_warm']:.1f} % of three that were always warm"
+    )
+    if out:
+        out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 async def _cold_starts(checkpoint: Path, runs: int) -> dict[str, Any]:

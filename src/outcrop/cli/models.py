@@ -68,6 +68,15 @@ def delete(name: str = typer.Argument(help="Name or ARN."), home: Path | None = 
     echo_json({"deleted": name}) if as_json else typer.echo(f"Deleted {name}.", err=True)
 
 
+@app.command()
+def evict(name: str = typer.Argument(help="Name or ARN."), home: Path | None = HOME, as_json: bool = JSON) -> None:
+    """Give up a model's local files; it stays imported, and its next request fetches them from their source."""
+    freed = connect(home).send("POST", f"/outcrop/v1/models/{quote(name, safe='')}/evict", timeout_s=1200)
+    echo_json(freed) if as_json else typer.echo(
+        f"{name} is in its bucket; {freed['freed_bytes']} bytes free.", err=True
+    )
+
+
 class Dialect(StrEnum):
     """What bodies with "prompt" are answered in."""
 

@@ -26,6 +26,7 @@ from outcrop.engines.custom import NAME as CUSTOM
 from outcrop.engines.supported import vllm_architectures
 from outcrop.errors import JobEnded, OutcropError, QuotaExceeded
 from outcrop.ids import JobId
+from outcrop.importing.bucket_tier import BucketTier
 from outcrop.importing.choices import PROOF_TAG, QUANTISATION_TAG, Choices
 from outcrop.importing.conversion import Converted, convert
 from outcrop.importing.disk import DiskLedger
@@ -93,6 +94,14 @@ class Importer:
         self._on_model = on_model
         self._transfer = Transfer(settings.transfer_buffer_bytes)
         self._disk = DiskLedger(settings.store, settings.store_spare_bytes)
+        self.bucket = BucketTier(
+            settings=settings,
+            registry=registry,
+            store=store,
+            transfer=self._transfer,
+            disk=self._disk,
+            engines_for=self._engines_for,
+        )
         self._cancelled: dict[JobId, str] = {}
         self._tasks: dict[JobId, asyncio.Task[None]] = {}
         self._works: dict[JobId, _Work] = {}

@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from outcrop.errors import JobNotFound, ModelNotFound, NameTaken
+from outcrop.errors import JobNotFound, ModelNotFound, NameTaken, StorageFull
 from outcrop.ids import JobId, ModelId, import_job_id, import_job_resource, imported_model_id, imported_model_resource
 from outcrop.registry import attachments
 from outcrop.registry.attachments import Attachments
@@ -44,6 +44,7 @@ class Registry:
         self._engine = sa.create_engine(url)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
+            sa.event.listen(self._engine, "handle_error", _name_full_disk)
         self.attachments = Attachments(self._engine)
 
     @property
@@ -221,6 +222,15 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA synchronous=FULL")  # an accepted job survives a power cut, not only a crash
     cursor.execute("PRAGMA busy_timeout=10000")
     cursor.close()
+
+
+def _name_full_disk(context: sa.engine.ExceptionContext) -> None:
+    """SQLite's words for a full disk as our own error: the remedy is the operator's."""
+    if "disk is full" in str(context.original_exception):
+        raise StorageFull(
+            "The registry (outcrop.db) cannot be written: the disk below OUTCROP_HOME is full. Free some space; models "
+            "that are imported are served meanwhile."
+        ) from context.original_exception
 
 
 def _paged(query: sa.Select[Any], table: sa.Table, kind: str, page: Page) -> sa.Select[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from outcrop.engines.base import CopySpec, Endpoint, Engine
@@ -35,6 +35,7 @@ class BringUp:
         self._launcher = launcher
         self._settings = settings
         self._clock = clock
+        self.bring_back: Callable[[str], Awaitable[None]] | None = None  # the files of an evicted model
         self._gate = StartGate(settings.starts_in_parallel)
 
     async def start(self, copy: Copy, known: ColdStarts) -> float:
@@ -42,15 +43,27 @@ class BringUp:
 
         A process that was started is the copy's, whatever happens after: whoever is told of the failure ends it.
         """
+        fetch_s = await self._fetched(copy)
         async with self._gate.turn(copy.spec.weight_bytes):
             begun = self._clock()
-            copy.start_timings["queued_s"] = round(begun - copy.born_at, 4)
-            copy.tier = await asyncio.to_thread(tier_of, copy.spec)
+            copy.start_timings["queued_s"] = round(begun - copy.born_at - fetch_s, 4)
+            if copy.tier is not Tier.BUCKET:
+                copy.tier = await asyncio.to_thread(tier_of, copy.spec)
             await asyncio.to_thread(self.forget_logs, copy.spec.model_id, self._settings.copy_logs_kept)
             copy.process, copy.endpoint = await self.launch(copy.spec, copy.copy_id, known)
             copy.start_timings["spawn_s"] = round(self._clock() - begun, 4)
             await self.until_ready(copy.spec, copy.endpoint, known)
-        return self._clock() - begun
+        return self._clock() - begun + fetch_s
+
+    async def _fetched(self, copy: Copy) -> float:
+        """Have the files of an evicted model here; the seconds that it took. Other starts do not wait for it."""
+        if self.bring_back is None or await asyncio.to_thread(tier_of, copy.spec) is not Tier.BUCKET:
+            return 0.0
+        copy.tier, begun = Tier.BUCKET, self._clock()
+        await self.bring_back(copy.spec.model_id)
+        took = self._clock() - begun
+        copy.start_timings["fetch_s"] = round(took, 4)
+        return took
 
     async def launch(self, spec: CopySpec, name: str, known: ColdStarts) -> tuple[Process, Endpoint]:
         """A process for *spec* that announced its port. Raises EngineFault; then none is left."""
@@ -90,4 +103,6 @@ class BringUp:
 
 def tier_of(spec: CopySpec) -> Tier:
     """How warm the artefact is. Reads the page cache; blocks for milliseconds on a large one."""
+    if not spec.artifact.parent.exists():
+        return Tier.BUCKET
     return Tier.CACHED if resident_share(spec.artifact) >= CACHED_SHARE else Tier.DISK

@@ -69,7 +69,9 @@ class Copy:
         total_s, gate_s = now - self.born_at, self.start_timings.get("queued_s", 0.0)
         told = self.process.announced.get("stages", {}) if self.process is not None else {}
         spawn_s = self.start_timings.get("spawn_s", 0.0) - sum(told.values())
-        stages = {"gate": gate_s, "spawn": round(max(0.0, spawn_s), 4), **told}
+        fetch_s = self.start_timings.get("fetch_s")
+        fetched = {} if fetch_s is None else {"fetch": fetch_s}
+        stages = {**fetched, "gate": gate_s, "spawn": round(max(0.0, spawn_s), 4), **told}
         stages["ready"] = round(max(0.0, total_s - sum(stages.values())), 4)
         self.cold_start = ColdStart(
             self.copy_id, str(self.tier), wall - total_s, round(total_s, 4), stages, self.decision

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +189,16 @@ class Fleet:
     def has_room(self, spec: CopySpec) -> bool:
         """Whether a copy of *spec* fits beside those that serve now, without anyone going."""
         return self._landlord.fits(self._model(spec), list(self._models.values()))
+
+    def brings_back_with(self, bring_back: Callable[[str], Awaitable[None]]) -> None:
+        """*bring_back* makes an evicted model's files be here again; it raises ServiceError."""
+        self._bring_up.bring_back = bring_back
+
+    async def rest(self, model_id: str) -> None:
+        """Drain the model's copies and wait until they are gone; the next request starts one."""
+        self.retire(model_id)
+        while (model := self._models.get(model_id)) is not None and model.copies:
+            await asyncio.sleep(0.02)
 
     def retire(self, model_id: str) -> None:
         """Drain the model's copies and start none until it is asked again."""

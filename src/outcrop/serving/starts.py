@@ -16,10 +16,11 @@ LEAST_DEADLINE_S = 60.0
 
 
 class Tier(StrEnum):
-    """How warm a model without a copy is: its artefact's pages in memory, or on disk only."""
+    """How warm a model without a copy is: its artefact's pages in memory, on disk only, or not even here."""
 
     CACHED = "cached"
     DISK = "disk"
+    BUCKET = "bucket"
 
 
 class ColdStarts:
@@ -41,16 +42,19 @@ class ColdStarts:
         return seen[math.ceil(0.9 * len(seen)) - 1] if seen else None
 
     def expected_s(self, tier: Tier) -> float:
-        """What a start now would take: this tier's own, else the other's, else a guess."""
-        other = Tier.DISK if tier is Tier.CACHED else Tier.CACHED
-        return self.known(tier) or self.known(other) or FIRST_GUESS_S
+        """What a start now would take: this tier's own, else the nearest other's, else a guess."""
+        order = (tier, *(other for other in Tier if other is not tier))
+        return next((seconds for each in order if (seconds := self.known(each))), FIRST_GUESS_S)
 
     def deadline_s(self, weight_bytes: int, start_s: float = 0.0) -> float:
         """Longest start that is not a fault: ten times the slowest that was seen, and time to read every byte.
 
         *start_s*: what the engine's own start is known to take before one was seen.
         """
-        slowest = max((max(seen) for seen in self._seen.values() if seen), default=max(FIRST_GUESS_S, start_s))
+        slowest = max(
+            (max(seen) for tier, seen in self._seen.items() if seen and tier is not Tier.BUCKET),
+            default=max(FIRST_GUESS_S, start_s),
+        )
         return max(LEAST_DEADLINE_S, 10 * slowest) + weight_bytes / SLOWEST_READ_BYTES_PER_S
 
 

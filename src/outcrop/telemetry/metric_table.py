@@ -103,6 +103,7 @@ KV_USE = _gauge(
 MEMORY_USED = Row("outcrop_copy_memory_used_bytes", Kind.GAUGE, "Memory promised to copies on this node.", ())
 MEMORY_LIMIT = Row("outcrop_copy_memory_limit_bytes", Kind.GAUGE, "Memory that copies may take on this node.", ())
 LIVE = Row("outcrop_requests_live", Kind.GAUGE, "Inference requests under way, waiting ones included.", ())
+TASKS = Row("outcrop_tasks", Kind.GAUGE, "Tasks of the server's event loop; flat under steady load.", ())
 RECORDS_DROPPED = Row("outcrop_request_records_dropped", Kind.COUNTER, "Request records that could not be written.", ())
 SPANS_DROPPED = Row("outcrop_traces_dropped", Kind.COUNTER, "Traces given up because the exporter was behind.", ())
 BUILD = Row("outcrop_build_info", Kind.GAUGE, "Always 1; the version of this server.", ("version",))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +19,7 @@ from tests.support.virtual import GB, FakeLauncher, VirtualLoop, make_fleet, spe
 from outcrop.engines.base import CopySpec
 from outcrop.errors import EngineFault, ModelNotFound, ModelNotReady, ServiceError, ShuttingDown
 from outcrop.inference.canonical import GenerateRequest
-from outcrop.serving import room
+from outcrop.serving import rolling, room
 from outcrop.serving.fleet import Fleet
 from outcrop.serving.hold import Ask
 from outcrop.serving.lifecycle import ENDED, SERVING, State
@@ -482,7 +484,9 @@ def test_a_lease_ends_with_the_task_that_took_it_even_when_nobody_released_it() 
 
 
 class FleetMachine(RuleBasedStateMachine):
-    """Any order of requests, retries, departures, crashes, hangs and failing starts; then everything must come to rest."""
+    """Any order of requests (whole, streamed, retried, abandoned), crashes, hangs, failing starts, retirements, changed
+    configurations, deletions and proof runs; then everything must come to rest.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -490,7 +494,13 @@ class FleetMachine(RuleBasedStateMachine):
         self.memory = 12 * GB
         self.fleet = self.run(self._open())
         self.requests: list[asyncio.Task[str]] = []
-        self.specs = [spec(name, slots=2, weight_bytes=4 * GB) for name in ("a", "b", "c")]
+        self.names = count()
+        self.specs = [self._new_spec() for _ in range(3)]
+        self.proofs: list[asyncio.Task[Any]] = []
+        self.removals: list[asyncio.Task[None]] = []
+
+    def _new_spec(self) -> CopySpec:
+        return spec(f"model-{next(self.names)}", slots=2, weight_bytes=4 * GB, kv_bytes=GB // 10)
 
     async def _open(self) -> Fleet:
         fleet = make_fleet(
@@ -522,6 +532,25 @@ class FleetMachine(RuleBasedStateMachine):
         self.requests.append(self.loop.create_task(work))
         self.run(asyncio.sleep(0))
 
+    @rule(
+        model=st.integers(0, 2),
+        invocation=st.sampled_from([None, "1", "2"]),
+        tokens=st.integers(1, 60),
+        reads_every_s=st.sampled_from([0.0, 0.0, 3.0]),
+    )
+    def ask_stream(self, model: int, invocation: str | None, tokens: int, reads_every_s: float) -> None:
+        async def stream(what: CopySpec) -> str:
+            ask = Ask(principal="p", invocation_id=invocation)
+            with await self.fleet.acquire(what, hold_s=55, ask=ask, task=asyncio.current_task()) as lease:
+                request = GenerateRequest("completion", {"max_tokens": tokens})
+                async with aclosing(lease.engine.stream(lease.endpoint, request)) as chunks:
+                    async for _ in chunks:
+                        await asyncio.sleep(reads_every_s)
+                return lease.copy_id
+
+        self.requests.append(self.loop.create_task(stream(self.specs[model])))
+        self.run(asyncio.sleep(0))
+
     @rule(number=st.integers(0, 30))
     def leave(self, number: int) -> None:
         if self.requests:
@@ -542,6 +571,30 @@ class FleetMachine(RuleBasedStateMachine):
         if processes := list(self.launcher.alive.values()):
             processes[number % len(processes)].is_hung = True
 
+    @rule(number=st.integers(0, 5), busy=st.sampled_from([0.0, 2.0]))
+    def stick(self, number: int, busy: float) -> None:
+        if processes := list(self.launcher.alive.values()):
+            process = processes[number % len(processes)]
+            process.is_stuck, process.busy = True, busy
+
+    @rule(model=st.integers(0, 2), slots=st.sampled_from([None, 1, 3]), min_copies=st.sampled_from([None, 1]))
+    def configure(self, model: int, slots: int | None, min_copies: int | None) -> None:
+        async def configure() -> None:
+            self.fleet.configure(self.specs[model].model_id, Scaling(slots=slots, min_copies=min_copies))
+
+        self.run(configure())
+
+    @rule(model=st.integers(0, 2))
+    def remove(self, model: int) -> None:
+        self.removals.append(self.loop.create_task(self.fleet.remove(self.specs[model].model_id)))
+        self.run(asyncio.sleep(0))
+        self.specs[model] = self._new_spec()
+
+    @rule()
+    def prove(self) -> None:
+        self.proofs.append(self.loop.create_task(self.fleet.prove(self._new_spec(), ONE, [])))
+        self.run(asyncio.sleep(0))
+
     @rule(is_broken=st.booleans())
     def break_starts(self, is_broken: bool) -> None:
         self.launcher.is_broken = is_broken
@@ -561,20 +614,30 @@ class FleetMachine(RuleBasedStateMachine):
             assert copy.in_flight == len(copy.leases)
             assert copy.state not in ENDED
         for model in self.fleet._models.values():
-            assert sum(copy.state is not State.DRAINING for copy in model.copies) <= 2
+            undrained = [copy for copy in model.copies if copy.state is not State.DRAINING]
+            # One more while a copy of an earlier configuration is replaced.
+            assert len(undrained) <= 2 + any(rolling.is_outdated(copy, model.spec) for copy in undrained)
         assert len(copies) <= 1 or room.used_bytes(copy.spec for copy in copies) <= self.memory
 
     def teardown(self) -> None:
         self.launcher.is_broken = False
         for process in self.launcher.alive.values():
-            process.is_hung = False
-        self.run(asyncio.sleep(400))
+            process.is_hung = process.is_stuck = False
+        for each in self.specs:
+            self.fleet.configure(each.model_id, Scaling())
+        self.run(asyncio.sleep(600))
+        assert all(each.done() for each in [*self.proofs, *self.removals]), "a proof run or a deletion never ended"
+        for proof in self.proofs:
+            assert proof.exception() is None or isinstance(proof.exception(), ServiceError)
+        assert not any(model.placed for model in self.fleet._models.values())
         for request in self.requests:
             assert request.done(), "a request was never answered"
             if not request.cancelled() and request.exception() is not None:
                 assert isinstance(request.exception(), ServiceError)
                 assert not isinstance(request.exception(), ShuttingDown)
+        assert {model.spec.model_id for model in self.fleet._models.values()} <= {each.model_id for each in self.specs}
         for model in self.fleet._models.values():
+            assert not any(rolling.is_outdated(copy, model.spec) for copy in model.copies)
             assert len(model.queue) == 0
             assert model.queue.next() is None
             assert not any(copy.in_flight or copy.outstanding for copy in model.copies)
