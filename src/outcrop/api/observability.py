@@ -40,7 +40,7 @@ class Observability:
     async def metrics(self) -> bytes:
         """The page that Prometheus scrapes."""
         await self._ask_engines()
-        return self._recorder.metrics.text()
+        return await asyncio.to_thread(self._recorder.metrics.page())
 
     async def route(self, method: str, path: list[str], query: bytes, principal: Principal) -> dict[str, Any] | None:
         """Answer *path* (decoded parts below ``/outcrop/v1``); None when it is none of ours."""

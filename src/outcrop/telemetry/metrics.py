@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -52,6 +53,12 @@ class Spread:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def copy(self) -> Spread:
+        """The same values, which no longer change."""
+        found = Spread(self.bounds)
+        found.counts, found.total = list(self.counts), self.total
+        return found
+
     def cumulative(self) -> list[tuple[str, float]]:
         """Upper end and how many values are at most that, as Prometheus has them."""
         found, seen = [], 0
@@ -61,7 +68,7 @@ class Spread:
         return found
 
 
-class Metrics(Collector):
+class Metrics:
     """All metrics of ``metric_table``. Used by the event loop only."""
 
     def __init__(
@@ -79,9 +86,6 @@ class Metrics(Collector):
         self._counts: dict[Row, dict[tuple[str, ...], Count]] = {}
         self._spreads: dict[Row, dict[tuple[str, ...], Spread]] = {}
         self._sources: list[Callable[[], Iterable[Reading]]] = [lambda: [(table.BUILD, (__version__,), 1)]]
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        self._registry.register(self)
 
     def watch(self, read: Callable[[], Iterable[Reading]]) -> None:
         """Ask *read* at every scrape for what is true then."""
@@ -140,37 +144,24 @@ class Metrics(Collector):
 
     # -- the page --------------------------------------------------------------------------------------
 
-    def text(self) -> bytes:
-        """The exposition format that Prometheus scrapes."""
+    def page(self) -> Callable[[], bytes]:
+        """What is true now; what is returned writes it out, in the format that Prometheus scrapes, on any thread.
+
+        A page of many models takes a while to write (about 1 ms a model), for which no request should wait.
+        """
         if self._names is not None:
             for gone in set(self._models) - {OTHER, UNKNOWN, *self._names()}:
                 self.forget(gone)
-        return generate_latest(self._registry)
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: what there is shows at the scrape."""
-        return ()
-
-    def collect(self) -> Iterable[Metric]:
-        for row, counts in self._counts.items():
-            counter = CounterMetricFamily(row.name, row.help, labels=row.labels)
-            for labels, count in counts.items():
-                counter.add_metric(labels, count.value)
-            yield counter
-        for row, spreads in self._spreads.items():
-            histogram = HistogramMetricFamily(row.name, row.help, labels=row.labels)
-            for labels, spread in spreads.items():
-                histogram.add_metric(labels, spread.cumulative(), spread.total)
-            yield histogram
-        families: dict[Row, CounterMetricFamily | GaugeMetricFamily] = {}
-        for read in self._sources:
-            for row, values, value in read():
-                family = families.get(row)
-                if family is None:
-                    made = CounterMetricFamily if row.kind is Kind.COUNTER else GaugeMetricFamily
-                    family = families[row] = made(row.name, row.help, labels=row.labels)
-                family.add_metric(list(values), value)
-        yield from families.values()
+        taken = _Taken(
+            counts={
+                row: {labels: each.value for labels, each in series.items()} for row, series in self._counts.items()
+            },
+            spreads={
+                row: {labels: each.copy() for labels, each in series.items()} for row, series in self._spreads.items()
+            },
+            readings=[reading for read in self._sources for reading in read()],
+        )
+        return taken.written
 
     # -- series ----------------------------------------------------------------------------------------
 
@@ -194,6 +185,41 @@ class Metrics(Collector):
                 return self._of(OTHER)
             meters = self._models[model] = _Meters(model, self)
         return meters
+
+
+@dataclass(slots=True, eq=False)
+class _Taken(Collector):
+    """The values of one moment."""
+
+    counts: dict[Row, dict[tuple[str, ...], float]]
+    spreads: dict[Row, dict[tuple[str, ...], Spread]]
+    readings: list[Reading]
+
+    def written(self) -> bytes:
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        registry.register(self)
+        return generate_latest(registry)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: what there is shows when it is collected."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        for row, spreads in self.spreads.items():
+            histogram = HistogramMetricFamily(row.name, row.help, labels=row.labels)
+            for labels, spread in spreads.items():
+                histogram.add_metric(labels, spread.cumulative(), spread.total)
+            yield histogram
+        counted = [(row, labels, value) for row, series in self.counts.items() for labels, value in series.items()]
+        families: dict[Row, CounterMetricFamily | GaugeMetricFamily] = {}
+        for row, values, value in (*counted, *self.readings):
+            family = families.get(row)
+            if family is None:
+                made = CounterMetricFamily if row.kind is Kind.COUNTER else GaugeMetricFamily
+                family = families[row] = made(row.name, row.help, labels=row.labels)
+            family.add_metric(list(values), value)
+        yield from families.values()
 
 
 class _Meters:

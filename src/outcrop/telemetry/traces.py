@@ -41,7 +41,13 @@ _EXPORT_TIMEOUT_S = 5
 _CLOSE_S = 2.0  # that a collector gets to take the last traces
 # Semantic conventions for generative AI, gen_ai.operation.name; the body of InvokeModel may be either.
 _KIND: Mapping[str, str] = MappingProxyType(
-    {"Converse": "chat", "ConverseStream": "chat", "ChatCompletions": "chat", "Completions": "text_completion"}
+    {
+        "Converse": "chat",
+        "ConverseStream": "chat",
+        "ChatCompletions": "chat",
+        "Completions": "text_completion",
+        "Embeddings": "embeddings",
+    }
 )
 
 

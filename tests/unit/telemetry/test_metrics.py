@@ -28,7 +28,7 @@ def record(model: str = "m", exc: Exception | None = None, **more: Any) -> Reque
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
-    for family in text_string_to_metric_families(metrics.text().decode()):
+    for family in text_string_to_metric_families(metrics.page()().decode()):
         for sample in family.samples:
             if sample.name == name and labels.items() <= sample.labels.items():
                 return sample.value
@@ -47,7 +47,7 @@ def test_every_row_of_the_table_is_exported_once_it_has_a_value() -> None:
     metrics.copy_ended("m", "drained")
     metrics.decided("m", 0, 1)
 
-    exported = {family.name for family in text_string_to_metric_families(metrics.text().decode())}
+    exported = {family.name for family in text_string_to_metric_families(metrics.page()().decode())}
 
     assert {row.name for row in table.TABLE} <= exported
 
@@ -112,9 +112,9 @@ def test_names_of_models_are_bounded_and_those_that_do_not_exist_are_no_label() 
         metrics.request(record(f"m{number}"))
     metrics.request(record("", exc=errors.ModelNotFound("x")))
 
-    page = metrics.text().decode()
-    assert value(metrics, "outcrop_invocations_total", model="other") == 50
-    assert value(metrics, "outcrop_invocation_client_errors_total", model="unknown") == 1
+    page = metrics.page()().decode()
+    assert 'outcrop_invocations_total{model="other"} 50.0' in page
+    assert 'outcrop_invocation_client_errors_total{model="unknown"} 1.0' in page
     assert sum(line.startswith("outcrop_invocations_total{") for line in page.splitlines()) == MOST_MODELS + 2
 
 
@@ -126,13 +126,24 @@ def test_the_series_of_a_deleted_model_go_and_come_back_from_zero() -> None:
         metrics.copy_ready(name, START)
 
     names.remove("gone")
-    page = metrics.text().decode()
+    page = metrics.page()().decode()
     names.append("gone")
     metrics.request(record("gone"))
 
     assert 'model="kept"' in page
     assert 'model="gone"' not in page
     assert value(metrics, "outcrop_invocations_total", model="gone") == 1
+
+
+def test_a_page_is_of_the_moment_when_it_was_asked_for() -> None:
+    metrics = Metrics()
+    metrics.request(record())
+    page = metrics.page()
+    metrics.request(record())
+
+    assert b'outcrop_invocations_total{model="m"} 1.0' in page()
+    assert b'outcrop_invocation_latency_seconds_count{model="m"} 1.0' in page()
+    assert value(metrics, "outcrop_invocations_total", model="m") == 2
 
 
 def test_copies_and_decisions_are_counted_by_the_model_s_name() -> None:
