@@ -15,7 +15,8 @@ from tests.support.checkpoints import copy_of, drop_tensor, set_config, truncate
 from tests.support.s3 import MotoServer
 
 from outcrop.bench.children import object_store, run
-from outcrop.bench.imports import BIG, make_checkpoint, stores
+from outcrop.bench.imports import stores
+from outcrop.bench.large_checkpoint import BIG, make_checkpoint
 
 INDEX = "model.safetensors.index.json"
 
@@ -57,6 +58,7 @@ def test_a_sound_checkpoint_is_described_and_exits_with_0(tiny: Path) -> None:
     assert {"engine", "hardware"} <= set(told["engines"][0])
     assert told["memory_per_copy_bytes"] > told["weight_bytes"]
     assert told["expected_import_s"] > 0
+    assert told["expected_from_jobs"] == 0
 
 
 def test_people_get_the_same_in_words(tiny: Path) -> None:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
-from tests.support.checkpoints import copy_of, drop_tensor, fill_nan, make_checkpoint, set_config, truncate_shard
+from tests.support.checkpoints import (
+    copy_of,
+    drop_tensor,
+    fill_nan,
+    make_checkpoint,
+    set_config,
+    split_tokenizer,
+    truncate_shard,
+)
 from tests.support.server import Server
 
 
@@ -49,6 +61,17 @@ def test_a_llama_checkpoint_imports_and_answers(server: Server, tmp_path: Path) 
     assert answer["ResponseMetadata"]["HTTPHeaders"]["x-amzn-bedrock-output-token-count"] == "4"
 
 
+def test_a_checkpoint_with_vocab_json_and_merges_txt_imports_and_answers_the_same(
+    server: Server, model: str, tiny: Path, tmp_path: Path
+) -> None:
+    arn = server.import_model(split_tokenizer(tiny, tmp_path / "split"), "tiny-split")
+    client, body = server.client("bedrock-runtime"), '{"prompt":"for each record","max_gen_len":8,"temperature":0}'
+
+    answers = [client.invoke_model(modelId=name, body=body)["body"].read() for name in (arn, model)]
+
+    assert answers[0] == answers[1]
+
+
 def test_the_same_client_token_gives_the_same_job(server: Server, tiny: Path) -> None:
     uri = server.put(tiny, "token")
     first = server.create_job(uri, "token", clientRequestToken="once")
@@ -73,6 +96,30 @@ def test_a_job_with_bad_parameters_is_refused_with_every_problem_named(server: S
     assert error["Code"] == "ValidationException"
     assert "'importedModelName'" in error["Message"]
     assert "s3Uri" in error["Message"]
+
+
+def test_models_of_the_same_weights_share_one_artefact_until_the_last_is_deleted(server: Server, tiny: Path) -> None:
+    arns = [server.import_model(tiny, f"same-weights-{number}") for number in (1, 2)]
+    folders = [server.home / "store" / "models" / arn.rsplit("/", 1)[1] for arn in arns]
+    body = '{"prompt":"x","max_gen_len":4,"temperature":0}'
+    ask = functools.partial(server.client("bedrock-runtime").invoke_model, body=body)
+
+    shared = next(entry for entry in server.admin("/outcrop/v1/store")["shared"] if entry["file"] == "model.gguf")
+    artifacts = [(folder / "model.gguf").stat().st_ino for folder in folders]
+    answers = [ask(modelId=arn)["body"].read() for arn in arns]
+    server.client("bedrock").delete_imported_model(modelIdentifier=arns[0])
+
+    assert artifacts[0] == artifacts[1]
+    assert {"same-weights-1", "same-weights-2"} <= set(shared["models"])
+    assert answers[0] == answers[1] == ask(modelId=arns[1])["body"].read()
+
+
+def test_the_next_check_rests_on_what_imports_took_here(server: Server, model: str, tiny: Path) -> None:
+    argv = [sys.executable, "-m", "outcrop.cli.main", "check", str(tiny), "--home", str(server.home), "--json"]
+
+    told = json.loads(subprocess.run(argv, capture_output=True, check=True, timeout=60).stdout)
+
+    assert told["expected_from_jobs"] > 0
 
 
 def test_a_deleted_model_is_gone_everywhere(server: Server, tiny: Path) -> None:

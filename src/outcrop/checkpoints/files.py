@@ -30,6 +30,8 @@ TEXTS = (
     POOLING,
     INDEX,
 )
+_BPE_FILES = ("vocab.json", "merges.txt")  # often lie beside a file that says all that they do and more
+_INSTEAD = frozenset({"tokenizer.json", "tokenizer.model", "tekken.json"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class CheckpointFiles:
 def wanted_texts(names: Iterable[str]) -> list[str]:
     """Which of a prefix's files the check reads whole."""
     present = set(names)
-    return [name for name in TEXTS if name in present]
+    return [name for name in TEXTS + (() if present & _INSTEAD else _BPE_FILES) if name in present]
 
 
 def read_json(files: CheckpointFiles, name: str, remedy: str) -> dict[str, Any]:

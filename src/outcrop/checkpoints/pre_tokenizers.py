@@ -22,6 +22,7 @@ _DEEPSEEK_WORDS = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN2_PATTERN = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}|{_TAIL}"
 _CJK = "[一-龥\u3040-ゟ゠-ヿ]+"
 _GPT2 = "ByteLevel with its own pattern"
 _DIGITS = "single Digits"
@@ -33,7 +34,7 @@ _DIGITS = "single Digits"
 PRE_TOKENIZERS: Mapping[tuple[tuple[str, ...], bool], str] = {
     ((rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_TAIL}",), True): "llama-bpe",
     ((rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_TAIL}",), False): "dbrx",
-    ((rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_TAIL}",), False): "qwen2",
+    ((QWEN2_PATTERN,), False): "qwen2",
     ((rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}|{_MARKED_TAIL}",), False): "qwen35",
     ((rf"{_LOWER}{_CONTRACTIONS}?|{_UPPER}{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_SLASHED_TAIL}",), False): "gpt-4o",
     ((rf"{_LOWER}|{_UPPER}|\p{{N}}|{_SLASHED_TAIL}",), True): "tekken",

@@ -1,4 +1,5 @@
-"""The tokenizer of a checkpoint from whichever of its files holds it: ``tokenizer.json``, SentencePiece, tekken."""
+"""The tokenizer of a checkpoint from whichever of its files holds it: ``tokenizer.json``, SentencePiece, tekken,
+``vocab.json`` with ``merges.txt``."""
 
 from __future__ import annotations
 
@@ -7,11 +8,12 @@ from typing import Any
 
 import msgspec
 
-from outcrop.checkpoints import sentencepiece, tekken, tokenizer
+from outcrop.checkpoints import bpe_files, sentencepiece, tekken, tokenizer
 from outcrop.checkpoints.problems import CheckpointRejected
 from outcrop.checkpoints.vocabulary import EngineCannot, Tokenizer
 
-FILES = (tokenizer.FILE, sentencepiece.FILE, tekken.FILE)  # the first that is there is used, as transformers does
+# The first that is there is used, as transformers does.
+FILES = (tokenizer.FILE, sentencepiece.FILE, tekken.FILE, bpe_files.FILE)
 _NO_BOS = ("T5", "Qwen2")  # tokenizer classes that put no token before a text unless told to
 
 
@@ -23,11 +25,13 @@ def read_tokenizer(texts: Mapping[str, bytes], *, may_end: bool = False) -> tupl
     name = next((name for name in FILES if name in texts), None)
     if name is None:
         raise CheckpointRejected.of(
-            "tokenizer.json is missing, and so are tokenizer.model and tekken.json. Save the tokenizer with the model "
-            "(tokenizer.save_pretrained) and upload it.",
+            "tokenizer.json is missing, and so are tokenizer.model, tekken.json and vocab.json. Save the tokenizer "
+            "with the model (tokenizer.save_pretrained) and upload it.",
             tokenizer.FILE,
         )
     raw = texts[name]
+    if name == bpe_files.FILE:
+        name, raw = tokenizer.FILE, bpe_files.tokenizer_json(texts)
     try:
         if name == tokenizer.FILE:
             return tokenizer.parse_tokenizer(raw, may_end=may_end), None

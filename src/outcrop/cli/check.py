@@ -54,12 +54,15 @@ def _leave(status: int) -> NoReturn:
 
 async def _told(source: str, role: str | None, home: Path | None) -> dict[str, Any]:
     from outcrop.importing.preflight import preflight
+    from outcrop.importing.rates import Rates, import_stages
     from outcrop.importing.report import report
     from outcrop.importing.sources import open_local, open_source
 
+    settings = load(home=home)
     is_remote = source.startswith("s3://")
-    opened = open_source(source, load(home=home), role_arn=role) if is_remote else open_local(source)
+    opened = open_source(source, settings, role_arn=role) if is_remote else open_local(source)
     try:
-        return report(await preflight(opened))
+        found = await preflight(opened)
+        return report(found, Rates(settings.store).expected(import_stages(found, settings.store)))
     finally:
         await opened.aclose()

@@ -37,7 +37,8 @@ def store(context: typer.Context, home: Path | None = HOME, as_json: bool = JSON
     ]
     show(rows, columns, as_json=False)
     for entry in found["shared"]:
-        typer.echo(f"{entry['sha256'][:16]}  {_mb(entry['bytes'])}  {entry['file']}: {', '.join(entry['models'])}")
+        name = (entry["sha256"] or "converted")[:16]
+        typer.echo(f"{name:16}  {_mb(entry['bytes'])}  {entry['file']}: {', '.join(entry['models'])}")
     for job in found["jobs"]:
         typer.echo(f"import job {job['job_id']} holds {_mb(job['bytes'])}")
     left = found["collectable"]

@@ -61,10 +61,18 @@ def main() -> int:
     parser.add_argument("--dtype", choices=["auto", "f32", "bf16", "f16"], default="auto")
     parser.add_argument("--quantize", choices=sorted(QUANTISED), help="pack matrices; the default keeps every bit")
     parser.add_argument("--embedding", choices=POOLINGS, help="the model embeds, pooled so, whatever its files say")
+    parser.add_argument("--scanned", action="store_true", help="the values are known to be finite: do not look again")
     arguments = parser.parse_args()
     part = arguments.out.with_name(arguments.out.name + ".part")
     try:
-        done = convert(arguments.checkpoint, part, arguments.dtype, arguments.quantize, arguments.embedding)
+        done = convert(
+            arguments.checkpoint,
+            part,
+            arguments.dtype,
+            arguments.quantize,
+            arguments.embedding,
+            is_scanned=arguments.scanned,
+        )
         part.replace(arguments.out)
         _sync_folder(arguments.out.parent)
     except CheckpointRejected as exc:
@@ -86,9 +94,18 @@ def main() -> int:
 
 
 def convert(
-    folder: Path, out: Path, dtype: str, quantise: str | None = None, pooling: str | None = None
+    folder: Path,
+    out: Path,
+    dtype: str,
+    quantise: str | None = None,
+    pooling: str | None = None,
+    *,
+    is_scanned: bool = False,
 ) -> dict[str, Any]:
-    """Write *out*; what the ``done`` event carries."""
+    """Write *out*; what the ``done`` event carries. Raises CheckpointRejected.
+
+    *is_scanned*: that all values are finite was seen when the bytes arrived (``importing.scan``); else it is seen now.
+    """
     checkpoint = read(folder, pooling)
     if checkpoint.family.gguf is None:
         raise CheckpointRejected.of(f"The CPU engine does not serve {checkpoint.family.label}.", "config.json")
@@ -113,7 +130,7 @@ def convert(
         writer.write_padding(file, file.tell())
         total, done = sum(tensor.nbytes for tensor in targets), 0
         for tensor in targets:
-            for block in _blocks(checkpoint, sources, tensor):
+            for block in _blocks(checkpoint, sources, tensor, is_scanned):
                 file.write(block.data)
             writer.write_padding(file, tensor.nbytes)
             done += tensor.nbytes
@@ -190,36 +207,51 @@ def _announce(writer: Any, tensor: Target) -> None:
     writer.add_tensor_info(tensor.name, (*tensor.shape[:-1], row_bytes), np.dtype(np.uint8), tensor.nbytes, kind)
 
 
-def _blocks(checkpoint: Checkpoint, sources: Mapping[str, mmap.mmap], tensor: Target) -> Iterator[Array]:
-    """The artefact's form of *tensor*, some rows at a time.
-
-    That all values are finite was seen when the bytes arrived (``importing.scan``); they are not looked at again.
-    """
+def _blocks(
+    checkpoint: Checkpoint, sources: Mapping[str, mmap.mmap], tensor: Target, is_scanned: bool
+) -> Iterator[Array]:
+    """The artefact's form of *tensor*, some rows at a time."""
     for part in tensor.parts:
         places = [checkpoint.tensors[name] for name in part.sources]
         arrays = [_stored(sources[shard], info) for shard, info in places]
         if part.transform is None:
             ((shard, info),) = places
-            yield from _rows(sources[shard], shard, info, arrays[0], part, tensor)
+            yield from _rows(sources[shard], shard, info, arrays[0], part, tensor, is_scanned)
             continue
         whole = part.transform(*(array if part.index is None else array[part.index] for array in arrays))
         dtype = places[0][1].dtype
         rows = max(1, _BLOCK // math.prod(whole.shape[1:]))
         for begin in range(0, whole.shape[0], rows):
-            yield _as(whole[begin : begin + rows], dtype, tensor, places[0][0], part.sources[0])
+            block = whole[begin : begin + rows]
+            if not is_scanned:
+                _check_finite(block, dtype, places[0][0], part.sources[0])
+            yield _as(block, dtype, tensor, places[0][0], part.sources[0])
 
 
-def _rows(source: mmap.mmap, shard: str, info: TensorInfo, array: Array, part: Part, tensor: Target) -> Iterator[Array]:
+def _rows(
+    source: mmap.mmap, shard: str, info: TensorInfo, array: Array, part: Part, tensor: Target, is_scanned: bool
+) -> Iterator[Array]:
     """Rows as they are stored, block by block; what has passed is let go of."""
     unit = array.shape[0] // part.heads if part.heads else 1
     rows = unit * max(1, _BLOCK // (unit * math.prod(array.shape[1:])))
     for begin in range(0, array.shape[0], rows):
         block = array[begin : begin + rows]
+        if not is_scanned:
+            _check_finite(block, info.dtype, shard, part.sources[0])
         if part.heads:
             block = permute(block, block.shape[0] // unit)
         yield _as(block, info.dtype, tensor, shard, part.sources[0])
         passed = begin * array.strides[0]
         _forget(source, info.start + passed, min(info.end, info.start + passed + rows * array.strides[0]))
+
+
+def _check_finite(block: Array, stored: str, shard: str, name: str) -> None:
+    if (count := int(np.count_nonzero(not_finite(block, stored)))) > 0:
+        raise CheckpointRejected.of(
+            f"{shard}: tensor {name} holds values that are not finite (NaN or infinity), {count} in one block of "
+            f"{block.size}. The training run diverged or the file was damaged; convert an earlier checkpoint.",
+            shard,
+        )
 
 
 def _as(block: Array, stored: str, tensor: Target, shard: str, name: str) -> Array:

@@ -9,7 +9,8 @@ from typing import Any
 
 import gguf
 
-from outcrop.checkpoints import sentencepiece, tokenizer
+from outcrop.checkpoints import bpe_files, sentencepiece, tokenizer
+from outcrop.checkpoints.files import wanted_texts
 from outcrop.checkpoints.inspect import Checkpoint
 from outcrop.checkpoints.pre_tokenizers import LOOSE, PRE_TOKENIZERS
 from outcrop.checkpoints.problems import CheckpointRejected
@@ -136,7 +137,7 @@ def probes(folder: Path, checkpoint: Checkpoint) -> list[dict[str, Any]]:
     found = checkpoint.tokenizer
     encode = encoder(folder, checkpoint)
     texts = list(PROBES)
-    if (folder / tokenizer.FILE).exists():
+    if _tokenizer_json(folder) is not None:
         groups = [[found.tokens[i] for i in sorted(ids)[:8]] for ids in (found.special, found.added - found.special)]
         texts += [f"{marks[0]}user\nHi {' and '.join(marks[1:])}{''.join(marks)}\n" for marks in groups if marks]
     if found.nfc:
@@ -150,10 +151,10 @@ def probes(folder: Path, checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
 def encoder(folder: Path, checkpoint: Checkpoint) -> Callable[[str], list[int]]:
     """The checkpoint's own tokenizer, run by the library that its file belongs to; nothing is added to a text."""
-    if (folder / tokenizer.FILE).exists():
+    if (document := _tokenizer_json(folder)) is not None:
         from tokenizers import Tokenizer
 
-        own = Tokenizer.from_file(str(folder / tokenizer.FILE))
+        own = Tokenizer.from_str(document.decode())
         own.no_truncation()
         own.no_padding()
         return lambda text: list(own.encode(text, add_special_tokens=False).ids)
@@ -163,6 +164,14 @@ def encoder(folder: Path, checkpoint: Checkpoint) -> Callable[[str], list[int]]:
         processor = SentencePieceProcessor(model_file=str(folder / sentencepiece.FILE))
         return lambda text: list(processor.encode(text))
     return _tekken_encoder(checkpoint)
+
+
+def _tokenizer_json(folder: Path) -> bytes | None:
+    """The ``tokenizer.json`` of *folder*, or the one that its other files amount to; None where they do not."""
+    texts = {name: (folder / name).read_bytes() for name in wanted_texts(path.name for path in folder.iterdir())}
+    if tokenizer.FILE in texts:
+        return texts[tokenizer.FILE]
+    return bpe_files.tokenizer_json(texts) if bpe_files.FILE in texts else None
 
 
 def _tekken_encoder(checkpoint: Checkpoint) -> Callable[[str], list[int]]:

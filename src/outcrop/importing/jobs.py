@@ -10,7 +10,7 @@ import asyncio
 import errno
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,13 @@ from outcrop.errors import JobEnded, OutcropError, QuotaExceeded
 from outcrop.ids import JobId
 from outcrop.importing.bucket_tier import BucketTier
 from outcrop.importing.choices import PROOF_TAG, QUANTISATION_TAG, Choices
-from outcrop.importing.conversion import Converted, convert
+from outcrop.importing.conversion import Converted, artifact_key, convert
 from outcrop.importing.disk import DiskLedger
 from outcrop.importing.fetch import Fetch
 from outcrop.importing.inventory import inventory
 from outcrop.importing.preflight import Preflight, preflight
 from outcrop.importing.progress import Meter
+from outcrop.importing.rates import CONVERT, PHASES, TRANSFER, Rates, import_stages, learn
 from outcrop.importing.report import report
 from outcrop.importing.scan import merged, scan_notes, scan_problems
 from outcrop.importing.sources import Source, open_source
@@ -66,6 +67,7 @@ class _Work:
     source: Source | None = None
     writing: asyncio.Future[None] | None = None
     is_committing: bool = False
+    moved: dict[str, int] = field(default_factory=dict)  # bytes by stage (rates.py) of a job that began in this run
 
     def noted(self, **facts: Any) -> dict[str, Any]:
         """The job's detail with *facts* added."""
@@ -106,6 +108,7 @@ class Importer:
         self._tasks: dict[JobId, asyncio.Task[None]] = {}
         self._works: dict[JobId, _Work] = {}
         self._admission = asyncio.Lock()
+        self._learning = asyncio.Lock()
         self._architectures: frozenset[str] | None = None
 
     async def resume(self) -> None:
@@ -234,7 +237,7 @@ class Importer:
         converted = None
         if engine == LLAMA_CPP:
             await self._enter(work, Phase.CONVERTING)
-            converted = await self._convert(work, choices)
+            converted = await self._convert(work, files, choices)
         await self._enter(work, Phase.PROVING)
         model = _model(job, checkpoint, engine, converted, notes, scanned)
         folder = await in_thread(self._whereabouts, job)
@@ -267,8 +270,19 @@ class Importer:
             ended_at=now,
         )
         await in_thread(complete)
+        await self._learn(work)
         await self._on_model(model)
         log.info("import job completed", job_id=job.job_id, model_id=job.model_id, timings=work.job.timings)
+
+    async def _learn(self, work: _Work) -> None:
+        """Keep how fast the job's stages were; what cannot be kept is no failure of the job."""
+        timings = work.job.timings
+        took = {stage: (count, timings[PHASES.get(stage, TRANSFER)]) for stage, count in work.moved.items()}
+        try:
+            async with self._learning:
+                await in_thread(learn, self._store.root, took)
+        except OSError as exc:
+            log.warning("the rates of an import could not be kept", job_id=work.job.job_id, reason=str(exc))
 
     def _whereabouts(self, job: ImportJob) -> Path:
         """The job's folder: published by an earlier run that was killed before it could say so, or in staging."""
@@ -287,7 +301,10 @@ class Importer:
         )
         pooling = Choices.of(job.request).pooling
         found = await preflight(work.source, await self._engines_for(job), pooling=pooling)
-        await self._save(work, detail=work.noted(report=report(found)))
+        stages = await in_thread(import_stages, found, self._store.root)
+        expected = (await in_thread(Rates, self._store.root)).expected(stages)
+        work.moved = stages if job.phase == Phase.QUEUED else {}
+        await self._save(work, detail=work.noted(report=report(found, expected)))
         return found
 
     async def _engines_for(self, job: ImportJob) -> Available:
@@ -316,17 +333,26 @@ class Importer:
             self._report(work, share, transfer=meter.facts(time.monotonic()))
 
         files = await fetch.run(found, heard)
+        if not all(entry["how"] in ("linked", "downloaded") for entry in files.values()):
+            work.moved = {stage: count for stage, count in work.moved.items() if stage in PHASES}  # not all was moved
         await self._save(work, detail=work.noted(transfer=meter.facts(time.monotonic())))
         return files
 
-    async def _convert(self, work: _Work, choices: Choices) -> Converted:
+    async def _convert(self, work: _Work, files: Mapping[str, Any], choices: Choices) -> Converted:
+        """The artefact: the store's own of the same files and converter, or made now and kept."""
         folder = await in_thread(self._whereabouts, work.job)
-        return await convert(
+        digests = {name: entry["sha256"] for name, entry in files.items()}
+        key = await in_thread(artifact_key, digests, choices.quantise, choices.pooling)
+        if await in_thread(self._store.reuse_artifact, key, folder):
+            work.moved.pop(CONVERT, None)
+        converted = await convert(
             folder,
             heard=lambda share: self._report(work, share),
             quantise=choices.quantise,
             pooling=choices.pooling,
         )
+        await in_thread(self._store.keep_artifact, key, folder)
+        return replace(converted, key=key)
 
     async def _enter(self, work: _Work, phase: Phase) -> None:
         self._clock_phase(work)
@@ -397,7 +423,11 @@ def _model(
     """
     made: dict[str, Any] = {}
     if converted is not None:
-        made = {"artifact_bytes": converted.artifact_bytes, "artifact_dtype": converted.dtype}
+        made = {
+            "artifact_bytes": converted.artifact_bytes,
+            "artifact_dtype": converted.dtype,
+            "artifact_key": converted.key,
+        }
         notes = list(dict.fromkeys([*notes, *converted.notes]))
     return ImportedModel(
         model_id=job.model_id,

@@ -31,9 +31,13 @@ _TEMPLATE_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preflight:
-    """What was found: the *checkpoint*, or the *problems* that keep it from being one. *sources*: all files listed."""
+    """What was found: the *checkpoint*, or the *problems* that keep it from being one. *sources*: all files listed.
+
+    *place*: see Source.
+    """
 
     uri: str
+    place: str
     sources: Mapping[str, SourceFile]
     names: Sequence[str]  # the files that an import brings, sorted
     checkpoint: Checkpoint | None
@@ -83,7 +87,7 @@ async def _preflight(source: Source, render: Render, available: Available, pooli
         headers=dict(task.result() for task in read_heads),
         pooling=pooling,
     )
-    return await _judged(source.uri, sources, files, render, available)
+    return await _judged(source, sources, files, render, available)
 
 
 async def read_header(source: Source, file: SourceFile) -> bytes:
@@ -97,7 +101,7 @@ async def read_header(source: Source, file: SourceFile) -> bytes:
 
 
 async def _judged(
-    uri: str, sources: Mapping[str, SourceFile], files: CheckpointFiles, render: Render, available: Available
+    source: Source, sources: Mapping[str, SourceFile], files: CheckpointFiles, render: Render, available: Available
 ) -> Preflight:
     checkpoint, problems = None, []
     try:
@@ -116,7 +120,15 @@ async def _judged(
             )
             problems.append(Problem(file="tokenizer_config.json", message=message, found=broken))
     names = [] if checkpoint is None else sorted({*files.texts, *checkpoint.shards})
-    return Preflight(uri=uri, sources=sources, names=names, checkpoint=checkpoint, problems=problems, warnings=warnings)
+    return Preflight(
+        uri=source.uri,
+        place=source.place,
+        sources=sources,
+        names=names,
+        checkpoint=checkpoint,
+        problems=problems,
+        warnings=warnings,
+    )
 
 
 def _index_against_shards(files: CheckpointFiles) -> tuple[list[Problem], list[str]]:

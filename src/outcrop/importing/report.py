@@ -6,17 +6,14 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from outcrop.checkpoints.engines import LLAMA_CPP
 from outcrop.checkpoints.inspect import Checkpoint
 from outcrop.importing.preflight import Preflight
+from outcrop.importing.rates import Expected
 
-# What an import is expected to run at before any was measured: a local disk and one core for digest and scan.
-EXPECTED_BYTES_PER_S = {"transfer": 250e6, "convert": 250e6}
-EXPECTED_FIXED_S = 2.0  # start of the converter and of the proof copy
 RUNTIME_BYTES = 300 << 20  # an engine's process besides weights and key-value cache
 
 
-def report(found: Preflight) -> dict[str, Any]:
+def report(found: Preflight, expected: Expected) -> dict[str, Any]:
     """JSON-shaped facts. Bytes and seconds are integers and floats, names as in the docs of ``outcrop check``."""
     checkpoint = found.checkpoint
     told: dict[str, Any] = {
@@ -29,11 +26,19 @@ def report(found: Preflight) -> dict[str, Any]:
         "files": len(found.names),
         "total_bytes": found.total_bytes,
     }
-    return told if checkpoint is None else {**told, **_described(found, checkpoint)}
+    return (
+        told
+        if checkpoint is None
+        else {
+            **told,
+            **_described(checkpoint),
+            "expected_import_s": expected.seconds,
+            "expected_from_jobs": expected.jobs,
+        }
+    )
 
 
-def _described(found: Preflight, checkpoint: Checkpoint) -> dict[str, Any]:
-    converted = checkpoint.weight_bytes if checkpoint.engine == LLAMA_CPP else 0
+def _described(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "family": checkpoint.model_type,
         "architecture": checkpoint.family.architecture,
@@ -52,14 +57,7 @@ def _described(found: Preflight, checkpoint: Checkpoint) -> dict[str, Any]:
         "engines": [asdict(verdict) for verdict in checkpoint.engines],
         "memory_per_copy_bytes": checkpoint.weight_bytes + checkpoint.kv_bytes_full_context + RUNTIME_BYTES,
         "kv_bytes_per_token": checkpoint.kv_bytes_per_token,
-        "expected_import_s": expected_import_s(found.total_bytes, converted),
     }
-
-
-def expected_import_s(total_bytes: int, converted_bytes: int) -> float:
-    """Seconds that an import of this size takes at the rates above; for a pipeline's patience, not a promise."""
-    spent = total_bytes / EXPECTED_BYTES_PER_S["transfer"] + converted_bytes / EXPECTED_BYTES_PER_S["convert"]
-    return round(EXPECTED_FIXED_S + spent, 1)
 
 
 def lines(told: dict[str, Any]) -> Iterator[str]:
@@ -81,7 +79,9 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
             here = "" if entry["available"] else " (not installed here)"
             yield f"  engine         {entry['engine']}, {entry['hardware']}: {state}{here}"
         yield f"  memory a copy  {_size(told['memory_per_copy_bytes'])} with one full context"
-        yield f"  import takes   about {told['expected_import_s']:g} s"
+        jobs = told["expected_from_jobs"]
+        basis = f"measured by {jobs} earlier import(s)" if jobs else "assumed, none was measured here yet"
+        yield f"  import takes   about {told['expected_import_s']:g} s (rates {basis})"
     for warning in told["warnings"]:
         yield f"warning: {warning}"
     for problem in told["problems"]:

@@ -3,6 +3,7 @@
 ::
 
     store/blobs/ab/ab12…      one file per content, read-only, named by its SHA-256
+    store/artifacts/<key>/    what was converted for an engine: model.gguf, model.json, by what it was made from
     store/staging/<job>/      a job's work: checkpoint/<name>, files.json, model.gguf
     store/models/<model>/     the same folder after its one rename; visible means whole
 
@@ -11,8 +12,9 @@ hard link: no bytes move. A hard link shares its content with the source, so a s
 afterwards would change it too; uploads that replace files (as S3 clients and ``mv`` do) are safe, and the engine's
 artefact is the store's own in any case.
 
-Whatever a folder under ``staging`` or ``models`` links to is in use; everything else under ``blobs`` is not. Nothing
-counts references, so no crash can leave a count wrong: a half-done deletion is finished by the next ``sweep``.
+Whatever a folder under ``staging`` or ``models`` links to is in use; everything else under ``blobs`` and ``artifacts``
+is not. Nothing counts references, so no crash can leave a count wrong: a half-done deletion is finished by the next
+``sweep``.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+ARTIFACT, RECORD = "model.gguf", "model.json"  # the engine's file, and what its converter said of it
 FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 
 
@@ -37,7 +40,7 @@ class WeightStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock = threading.Lock()  # between giving a blob a new link and dropping blobs without one
-        for name in ("blobs", "staging", "models"):
+        for name in ("blobs", "artifacts", "staging", "models"):
             (root / name).mkdir(parents=True, exist_ok=True)
 
     def staging(self, job_id: str) -> Path:
@@ -81,6 +84,27 @@ class WeightStore:
             if not blob.exists():
                 return False
             _replace_by_link(staged, blob)
+            return True
+
+    def keep_artifact(self, key: str, folder: Path) -> None:
+        """Make the artefact in *folder* one with the store's own of that *key*; the first of a key becomes it."""
+        home = self.root / "artifacts" / key
+        with self._lock:
+            home.mkdir(exist_ok=True)
+            for name in (RECORD, ARTIFACT):
+                try:
+                    (home / name).hardlink_to(folder / name)
+                except FileExistsError:
+                    _replace_by_link(folder / name, home / name)
+
+    def reuse_artifact(self, key: str, folder: Path) -> bool:
+        """Link the artefact of that *key* into *folder*; False when the store has none."""
+        home = self.root / "artifacts" / key
+        with self._lock:
+            if not all((home / name).exists() for name in (RECORD, ARTIFACT)):
+                return False
+            for name in (RECORD, ARTIFACT):
+                _replace_by_link(folder / name, home / name)
             return True
 
     def known(self, uri: str) -> dict[str, Any]:
@@ -134,21 +158,32 @@ class WeightStore:
         return freed + self.collect()
 
     def collect(self) -> int:
-        """Drop blobs that no staging or model folder links to; the bytes that came free."""
+        """Drop blobs and artefacts that no staging or model folder links to; the bytes that came free."""
         freed = 0
         with self._lock:
             for blob in self.unused_blobs():
                 freed += _bytes_only_here([blob])
                 blob.unlink(missing_ok=True)
+            for home in self.unused_artifacts():
+                freed += _bytes_only_here(home.iterdir())
+                shutil.rmtree(home, ignore_errors=True)
         return freed
 
     def unused_blobs(self) -> list[Path]:
-        used = {
-            entry.stat().st_ino
-            for folder in ("staging", "models")
-            for entry in (self.root / folder).glob("*/checkpoint/*")
-        }
+        used = self._linked("*/checkpoint/*")
         return [blob for blob in (self.root / "blobs").glob("*/*") if blob.stat().st_ino not in used]
+
+    def unused_artifacts(self) -> list[Path]:
+        """Folders of artefacts; one that a crash left without its file among them."""
+        used = self._linked(f"*/{ARTIFACT}")
+        return [
+            home
+            for home in (self.root / "artifacts").iterdir()
+            if not (home / ARTIFACT).exists() or (home / ARTIFACT).stat().st_ino not in used
+        ]
+
+    def _linked(self, pattern: str) -> set[int]:
+        return {entry.stat().st_ino for folder in ("staging", "models") for entry in (self.root / folder).glob(pattern)}
 
     def free_bytes(self) -> int:
         """What the disk has left for this process."""

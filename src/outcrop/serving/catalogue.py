@@ -152,6 +152,7 @@ class Catalogue:
             weight_bytes=weight_bytes,
             pooling=embedding["pooling"] if embedding else None,
             normalizes=embedding is None or embedding["normalize"],
+            weights=record.facts.get("artifact_key", ""),
             # kv_bytes_per_token counts two bytes a value
             kv_bytes=context * slots * record.facts["kv_bytes_per_token"] * (2 if kv_f32 else 1),
         )

@@ -135,11 +135,11 @@ class Landlord:
     def _resident(
         self, other: Model, copy: Copy, beside: Sequence[tuple[Model, Copy]], now: float
     ) -> eviction.Resident:
-        twins = sum(each.spec.artifact == copy.spec.artifact for _, each in beside)
+        twins = sum(each.spec.mapped == copy.spec.mapped for _, each in beside)
         return eviction.Resident(
             copy_id=copy.copy_id,
             bytes_freed=room.own_bytes(copy.spec),
-            weights=str(copy.spec.artifact),
+            weights=copy.spec.mapped,
             weights_bytes=copy.spec.weight_bytes,
             mapped_by=twins,
             rate=other.demand.long_run_rate(now),

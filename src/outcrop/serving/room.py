@@ -1,7 +1,7 @@
 """What copies take of a node: memory and cores. Pure.
 
-Weights are mapped from one file, so the copies of a model share them; each copy has its own key-value cache and its
-own interpreter.
+Weights are mapped from one file, so the copies of a model, and of models that were converted from the same files,
+share them; each copy has its own key-value cache and its own interpreter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OVERHEAD_BYTES = 100_000_000  # interpreter, engine code and compute buffers of 
 def used_bytes(specs: Iterable[CopySpec]) -> int:
     """Memory that copies of *specs* take together."""
     specs = list(specs)
-    weights = {spec.artifact: spec.weight_bytes for spec in specs}
+    weights = {spec.mapped: spec.weight_bytes for spec in specs}
     return sum(weights.values()) + sum(own_bytes(spec) for spec in specs)
 
 

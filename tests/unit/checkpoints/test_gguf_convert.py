@@ -14,7 +14,7 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 from safetensors.numpy import load_file, save_file
-from tests.support.checkpoints import copy_of, make_checkpoint
+from tests.support.checkpoints import copy_of, fill_nan, make_checkpoint
 
 from outcrop.engines.gguf_arrays import mxfp4, narrow, permute, widen
 
@@ -134,6 +134,18 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(tiny: Path, tmp_path: Pa
     assert (code, said["event"]) == (4, "no_storage")
     assert str(tmp_path) in said["message"]
     assert not list(tmp_path.iterdir())
+
+
+def test_values_that_are_not_finite_are_refused_unless_they_were_scanned(tiny: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny, tmp_path / "broken")
+    fill_nan(folder, "model.layers.0.mlp.up_proj.weight")
+
+    by_hand, said = run(folder, tmp_path / "a.gguf")
+    by_import, _ = run(folder, tmp_path / "b.gguf", "--scanned")
+
+    assert by_hand == 3
+    assert "model.layers.0.mlp.up_proj.weight holds values that are not finite" in said["message"]
+    assert by_import == 0
 
 
 def test_values_too_large_for_float16_are_refused(tiny: Path, tmp_path: Path) -> None:

@@ -206,5 +206,5 @@ def test_tokenizer_json_goes_before_the_other_files(tmp_path: Path) -> None:
 
     assert read_tokenizer(texts)[0].kind == "bpe"
     assert read_tokenizer({"tokenizer.model": model()})[0].kind == "spm"
-    with pytest.raises(CheckpointRejected, match=r"so are tokenizer\.model and tekken\.json"):
+    with pytest.raises(CheckpointRejected, match=r"so are tokenizer\.model, tekken\.json and vocab\.json"):
         read_tokenizer({})

@@ -18,7 +18,7 @@ from outcrop.importing.disk import DiskLedger
 from outcrop.importing.inventory import inventory
 from outcrop.importing.weights import WeightStore, link, write_atomically
 
-# Job, model, files. Both models share the tokenizer and the first shard.
+# Job, model, files. Both models share the tokenizer and the first shard, and are converted to the same artefact.
 PLAN = (
     ("job-a", "model-a", {"tokenizer.json": b"shared words", "1.safetensors": b"base", "2.safetensors": b"only a"}),
     ("job-b", "model-b", {"tokenizer.json": b"shared words", "1.safetensors": b"base", "2.safetensors": b"only b"}),
@@ -39,7 +39,10 @@ def bring(store: WeightStore, job: str, files: dict[str, bytes], source: Path) -
         notes[name] = {"sha256": sha256, "size_bytes": len(body), "etag": name}
         store.note(job, notes)
     store.mark_fetched(job, f"s3://{job}/", notes)
-    write_atomically(store.staging(job) / "model.gguf", b"artefact")
+    if not store.reuse_artifact("key", store.staging(job)):
+        write_atomically(store.staging(job) / "model.gguf", b"artefact")
+        write_atomically(store.staging(job) / "model.json", b"{}")
+    store.keep_artifact("key", store.staging(job))
 
 
 class Life:
@@ -88,9 +91,11 @@ class Life:
         contents = {model: files for _, model, files in PLAN}
         assert {path.name for path in (store.root / "staging").iterdir()} <= set(records["jobs"])
         for model in records["models"]:
+            assert (store.model(model) / "model.gguf").read_bytes() == b"artefact"
             for name, body in contents[model].items():
                 assert (store.model(model) / "checkpoint" / name).read_bytes() == body
         assert store.unused_blobs() == []
+        assert store.unused_artifacts() == []
         for blob in (store.root / "blobs").glob("*/*"):
             assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name
 
@@ -165,16 +170,27 @@ def test_a_deletion_frees_exactly_what_nobody_else_uses(tmp_path: Path) -> None:
     before = inventory(life.store, names, [])
 
     told = next(model["own_bytes"] for model in before["models"] if model["model_name"] == "reviews")
-    own = len(b"only a") + sum(path.stat().st_size for path in life.store.model("model-a").glob("*") if path.is_file())
+    own = len(b"only a") + sum(
+        (life.store.model("model-a") / name).stat().st_size for name in ("files.json", "fetched")
+    )
     freed = life.store.remove_model("model-a")
 
     assert told == freed == own
     assert before["shared"] == [
-        {"sha256": hashlib.sha256(body).hexdigest(), "file": name, "bytes": len(body), "models": ["reviews", "triage"]}
-        for name, body in (("tokenizer.json", b"shared words"), ("1.safetensors", b"base"))
+        {"sha256": digest, "file": name, "bytes": len(body), "models": ["reviews", "triage"]}
+        for name, body, digest in (
+            ("tokenizer.json", b"shared words", hashlib.sha256(b"shared words").hexdigest()),
+            ("model.gguf", b"artefact", None),
+            ("1.safetensors", b"base", hashlib.sha256(b"base").hexdigest()),
+        )
     ]
     assert inventory(life.store, names, [])["shared"] == []
     assert (life.store.model("model-b") / "checkpoint" / "1.safetensors").read_bytes() == b"base"
+    assert (life.store.model("model-b") / "model.gguf").read_bytes() == b"artefact"
+
+    life.store.remove_model("model-b")
+
+    assert [path for path in life.store.root.rglob("*") if path.is_file()] == []
 
 
 def test_bytes_that_still_lie_in_the_source_are_told_as_linked_and_free_nothing(tmp_path: Path) -> None:

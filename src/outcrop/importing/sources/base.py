@@ -30,6 +30,11 @@ class Source(Protocol):
     @property
     def uri(self) -> str: ...
 
+    @property
+    def place(self) -> str:
+        """The address of the object store; empty for this machine's own disks."""
+        ...
+
     async def files(self) -> dict[str, SourceFile]:
         """The files directly under the prefix by name, without checksums. Raises SourceMissing when there are none."""
         ...

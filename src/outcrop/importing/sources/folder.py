@@ -42,6 +42,8 @@ class FolderSource:
     *confined*: links that lead out of it are not followed.
     """
 
+    place = ""
+
     def __init__(self, uri: str, folder: Path, *, confined: bool) -> None:
         self.uri = uri
         self.folder = folder

@@ -164,7 +164,7 @@ class S3Source:
             return _changed(what)
         if isinstance(exc, FileNotFoundError) or (status and status.group(1) == "404"):
             if name == "NoSuchBucket":
-                return absent(self.uri, f" (the store at {self._endpoint} has no bucket {self._bucket})")
+                return absent(self.uri, f" (the store at {self.place} has no bucket {self._bucket})")
             return absent(self.uri) if what == "list" else SourceMissing(f"{self._place(what)} is gone from the store.")
         is_refused = status is not None and status.group(1) in ("400", "401", "403")
         if name in _EXPIRED or is_refused:
@@ -174,14 +174,14 @@ class S3Source:
         if name == "UnauthenticatedError":
             return SourceDenied(self._denied("NoCredentials", what))
         return SourceUnavailable(
-            f"The object store at {self._endpoint} keeps failing ({_short(exc)}) for {self._place(what)}. "
+            f"The object store at {self.place} keeps failing ({_short(exc)}) for {self._place(what)}. "
             f"Gave up after {self._retry_s:g} s (OUTCROP_SOURCE_RETRY_S)."
         )
 
     def _denied(self, code: str, what: str) -> str:
         who = f"as {self._role_arn}" if self._role_arn else "with the store's credentials"
         remedy = _REMEDIES.get(code, "Check the store's credentials and the bucket's policy")
-        return f"Access to {self._place(what)} was denied by {self._endpoint} {who} ({code}). {remedy}."
+        return f"Access to {self._place(what)} was denied by {self.place} {who} ({code}). {remedy}."
 
     def _place(self, what: str) -> str:
         return self.uri if what == "list" else f"s3://{self._bucket}/{self._key(what)}"
@@ -189,7 +189,7 @@ class S3Source:
     # -- clients and credentials -------------------------------------------------------------------
 
     @property
-    def _endpoint(self) -> str:
+    def place(self) -> str:
         return self._settings.endpoint or f"AWS ({self._region})"
 
     async def _store(self) -> S3Store:
