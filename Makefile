@@ -34,7 +34,7 @@ serve: $(STAMP) ## Start a server on 127.0.0.1:7070
 	$(BIN)/outcrop serve
 
 test: $(TOOLS) $(FOREIGN)/awscli/.installed $(FOREIGN)/node/.installed ## Run the tests
-	$(BIN)/python -m pytest -q --ignore=tests/clients/frameworks --ignore=tests/swift
+	$(BIN)/python -m pytest -q --ignore=tests/clients/frameworks --ignore=tests/swift --ignore=tests/ceph
 
 test-clients: $(TOOLS) $(FOREIGN)/awscli/.installed $(FOREIGN)/node/.installed $(FOREIGN)/frameworks/.installed $(FOREIGN)/strands/.installed ## Run every foreign client
 	$(BIN)/python -m pytest -q tests/clients
@@ -123,4 +123,4 @@ clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) $(FOREIGN) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 .PHONY: help setup demo serve check docs clean fuzz record-parity \
-	test test-wire test-clients test-s3 test-faults soak test-parity bench bench-gateway bench-proxy bench-import bench-serving
+	test test-wire test-clients test-s3 test-ceph test-faults soak test-parity bench bench-gateway bench-proxy bench-import bench-serving

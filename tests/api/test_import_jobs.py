@@ -17,10 +17,10 @@ from tests.support.checkpoints import (
     fill_nan,
     make_checkpoint,
     set_config,
-    split_tokenizer,
     truncate_shard,
 )
 from tests.support.server import Server
+from tests.support.split_tokenizer import split_tokenizer
 
 
 def test_an_imported_model_is_described_as_aws_describes_it(server: Server, model: str) -> None:

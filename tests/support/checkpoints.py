@@ -117,24 +117,6 @@ def copy_of(folder: Path, to: Path) -> Path:
     return to
 
 
-def split_tokenizer(folder: Path, to: Path) -> Path:
-    """A copy of *folder* with ``vocab.json`` and ``merges.txt`` in place of its ``tokenizer.json``."""
-    shutil.copytree(folder, to)
-    document = json.loads((to / "tokenizer.json").read_text())
-    (to / "tokenizer.json").unlink()
-    vocab = document["model"]["vocab"] | {token["content"]: token["id"] for token in document["added_tokens"]}
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in document["model"]["merges"]]
-    decoder = {str(token.pop("id")): token for token in document["added_tokens"]}
-    config = json.loads((to / "tokenizer_config.json").read_text())
-    _json(to / "vocab.json", vocab)
-    (to / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
-    _json(
-        to / "tokenizer_config.json",
-        {**config, "tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": decoder},
-    )
-    return to
-
-
 def _shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 

@@ -52,10 +52,12 @@ def run(argv: list[str], environment: Mapping[str, str] | None = None) -> Ran:
 
 
 @contextlib.contextmanager
-def object_store(folder: Path, latency_ms: float = 0.0) -> Iterator[str]:
+def object_store(folder: Path, latency_ms: float = 0.0, mb_per_s: float | None = None) -> Iterator[str]:
     """A store over *folder* in a process of its own; its URL."""
+    options = [f"--folder={folder}", f"--latency-ms={latency_ms}"]
+    options += [f"--mb-per-s={mb_per_s}"] if mb_per_s else []
     process = subprocess.Popen(
-        [sys.executable, "-m", "outcrop.bench.object_store", f"--folder={folder}", f"--latency-ms={latency_ms}"],
+        [sys.executable, "-m", "outcrop.bench.object_store", *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.checkpoints import PROMPTS, split_tokenizer
+from tests.support.checkpoints import PROMPTS
+from tests.support.split_tokenizer import split_tokenizer
 from tokenizers import Tokenizer
 
 from outcrop.checkpoints.bpe_files import tokenizer_json
