@@ -15,6 +15,8 @@ from botocore.config import Config
 
 from tests.support.server import free_port, wait_for
 
+# The tenant is the account in the ARNs of its roles; Outcrop takes those of its own account only.
+ACCOUNT, USER = "000000000000", "importer"
 ACCESS_KEY, SECRET_KEY, REGION = "IMPORTERKEY", "ceph-secret", "us-east-1"
 
 # No keys between the daemons, which listen on loopback only; without keys messages must go unencrypted (mode crc).
@@ -102,7 +104,7 @@ class CephServer:
         self._run("ceph-osd", "--id", "0", "--mkfs", "--osd-uuid", osd)
         self._launch("ceph-osd", "--id", "0")
         keys = ["--access-key", ACCESS_KEY, "--secret", SECRET_KEY, "--caps", "roles=*;user-policy=*"]
-        self._run("radosgw-admin", "user", "create", "--uid", "importer", "--display-name", "importer", *keys)
+        self._run("radosgw-admin", "user", "create", "--tenant", ACCOUNT, "--uid", USER, "--display-name", USER, *keys)
         self._launch("radosgw", "-n", "client.rgw.a")
         wait_for(self._answers, 60)
         return self
@@ -139,7 +141,8 @@ class CephServer:
             # Without spaces: radosgw 16 reads the plus signs of a form as they stand.
             return json.dumps({"Version": "2012-10-17", "Statement": those}, separators=(",", ":"))
 
-        owner = {"Effect": "Allow", "Principal": {"AWS": ["arn:aws:iam:::user/importer"]}, "Action": ["sts:AssumeRole"]}
+        principal = {"AWS": [f"arn:aws:iam::{ACCOUNT}:user/{USER}"]}
+        owner = {"Effect": "Allow", "Principal": principal, "Action": ["sts:AssumeRole"]}
         arn: str = iam.create_role(RoleName=name, AssumeRolePolicyDocument=policy(owner))["Role"]["Arn"]
         iam.put_role_policy(RoleName=name, PolicyName="own", PolicyDocument=policy(*statements))
         return arn
