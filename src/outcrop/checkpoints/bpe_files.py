@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from outcrop.checkpoints.pre_tokenizers import QWEN2_PATTERN
-from outcrop.checkpoints.problems import CheckpointRejected
+from outcrop.checkpoints.problems import CheckpointRejected, Problem
+from outcrop.checkpoints.vocabulary import EngineCannot, Tokenizer
 
 FILE, MERGES = "vocab.json", "merges.txt"
 _GPT2, _QWEN2 = "GPT2Tokenizer", "Qwen2Tokenizer"
@@ -21,6 +22,7 @@ _AS_GPT2 = frozenset({_GPT2, "CodeGenTokenizer"})
 # Where no tokenizer_class is named: what transformers takes for a model_type.
 _BY_MODEL = {"gpt2": _GPT2, "gpt_bigcode": _GPT2, "phi": _GPT2, "qwen2": _QWEN2, "qwen3": _QWEN2, "qwen3_moe": _QWEN2}
 _END = "<|endoftext|>"
+_ROLES = ("unk_token", "bos_token", "eos_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _DEFAULTS: Mapping[str, Mapping[str, str | None]] = {
     _GPT2: {"unk_token": _END, "bos_token": _END, "eos_token": _END, "pad_token": None},
     _QWEN2: {"unk_token": _END, "bos_token": None, "eos_token": _END, "pad_token": _END},
@@ -29,14 +31,12 @@ _REMEDY = "Save the tokenizer as tokenizer.json (transformers: AutoTokenizer.fro
 
 
 def tokenizer_json(texts: Mapping[str, bytes]) -> bytes:
-    """The ``tokenizer.json`` of the files. Raises CheckpointRejected."""
+    """The ``tokenizer.json`` of the files. Raises EngineCannot when their class is not known, CheckpointRejected."""
     if MERGES not in texts:
         raise CheckpointRejected.of(f"{FILE} is there, {MERGES} is not. Upload both. {_REMEDY}", MERGES)
     config = _json(texts, "tokenizer_config.json")
     kind = _kind(config, _json(texts, "config.json"))
-    vocab = _json(texts, FILE)
-    if not vocab or not all(isinstance(index, int) for index in vocab.values()):
-        raise CheckpointRejected.of(f"{FILE} is not a JSON object of texts and their ids. {_REMEDY}", FILE)
+    vocab = _vocab(texts)
     named = _named(_DEFAULTS[kind], config, _json(texts, "special_tokens_map.json"))
     added = _added(texts, config, vocab, named)
     first = None
@@ -65,6 +65,23 @@ def tokenizer_json(texts: Mapping[str, bytes]) -> bytes:
     return msgspec.json.encode(document)
 
 
+def parse_plainly(texts: Mapping[str, bytes]) -> Tokenizer:
+    """Ids, texts and which are special: enough for an engine that runs the class itself."""
+    vocab, config = _vocab(texts), _json(texts, "tokenizer_config.json")
+    named = _named({}, config, _json(texts, "special_tokens_map.json"))
+    added = _added(texts, config, vocab, {role: text for role, text in named.items() if text in vocab})
+    tokens = {index: text for text, index in vocab.items()} | {token["id"]: token["content"] for token in added}
+    special = frozenset(token["id"] for token in added if token["special"])
+    return Tokenizer(kind="other", tokens=tokens, special=special, added=frozenset(token["id"] for token in added))
+
+
+def _vocab(texts: Mapping[str, bytes]) -> dict[str, int]:
+    vocab = _json(texts, FILE)
+    if not vocab or not all(isinstance(index, int) for index in vocab.values()):
+        raise CheckpointRejected.of(f"{FILE} is not a JSON object of texts and their ids. {_REMEDY}", FILE)
+    return vocab
+
+
 def _kind(config: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     said = config.get("tokenizer_class")
     name = str(said).removesuffix("Fast") if said else _BY_MODEL.get(str(model.get("model_type")), "")
@@ -73,14 +90,15 @@ def _kind(config: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     if name == _QWEN2:
         return _QWEN2
     what = f"tokenizer_class {said!r} splits text by code of its own" if said else "no tokenizer_class is named"
-    raise CheckpointRejected.of(f"{FILE} and {MERGES} do not say how text is split, and {what}. {_REMEDY}", FILE)
+    message = f"{FILE} and {MERGES} do not say how text is split, and {what}. {_REMEDY}"
+    raise EngineCannot([Problem(file=FILE, message=message)])
 
 
 def _named(defaults: Mapping[str, str | None], *configs: Mapping[str, Any]) -> dict[str, str]:
     """The tokens with a role, by its name; those of the class where the files name none."""
     found: dict[str, Any] = dict(defaults)
     for config in reversed(configs):
-        for role in (*defaults, "sep_token", "cls_token", "mask_token"):
+        for role in _ROLES:
             if role in config:
                 token = config[role]
                 found[role] = token.get("content") if isinstance(token, dict) else token

@@ -31,7 +31,10 @@ def read_tokenizer(texts: Mapping[str, bytes], *, may_end: bool = False) -> tupl
         )
     raw = texts[name]
     if name == bpe_files.FILE:
-        name, raw = tokenizer.FILE, bpe_files.tokenizer_json(texts)
+        try:
+            name, raw = tokenizer.FILE, bpe_files.tokenizer_json(texts)
+        except EngineCannot as exc:
+            return bpe_files.parse_plainly(texts), exc
     try:
         if name == tokenizer.FILE:
             return tokenizer.parse_tokenizer(raw, may_end=may_end), None

@@ -65,23 +65,26 @@ def test_the_class_follows_from_the_model_where_none_is_named(texts: dict[str, b
     ("change", "told"),
     [
         ({"tokenizer_class": "BartTokenizer"}, "tokenizer_class 'BartTokenizer' splits text by code of its own"),
-        ({"eos_token": "</s>"}, "eos_token is '</s>', which has no id in vocab.json"),
+        ({"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}, "add_prefix_space"),
     ],
 )
-def test_what_the_files_do_not_say_is_refused_by_name(
-    texts: dict[str, bytes], change: dict[str, Any], told: str
+def test_what_the_cpu_engine_cannot_follow_is_named_and_left_to_others(
+    tiny: Path, texts: dict[str, bytes], change: dict[str, Any], told: str
 ) -> None:
+    whole, _ = read_tokenizer({"tokenizer.json": (tiny / "tokenizer.json").read_bytes()})
+
+    found, obstacle = read_tokenizer(with_config(texts, **change))
+
+    assert told in str(obstacle)
+    assert dict(found.tokens) == dict(whole.tokens)
+    assert (found.kind, found.special) == ("other", whole.special)
+
+
+def test_a_token_with_a_role_but_without_an_id_is_refused_by_name(texts: dict[str, bytes]) -> None:
     with pytest.raises(CheckpointRejected) as refused:
-        read_tokenizer(with_config(texts, **change))
+        read_tokenizer(with_config(texts, eos_token="</s>"))
 
-    assert told in str(refused.value)
-
-
-def test_what_the_engine_cannot_follow_is_left_to_others(texts: dict[str, bytes]) -> None:
-    found, obstacle = read_tokenizer(with_config(texts, tokenizer_class="GPT2Tokenizer", add_prefix_space=True))
-
-    assert found.kind == "other"
-    assert "add_prefix_space" in str(obstacle)
+    assert "eos_token is '</s>', which has no id in vocab.json" in str(refused.value)
 
 
 @pytest.mark.parametrize(
