@@ -13,8 +13,11 @@ from outcrop.importing.rates import Expected
 RUNTIME_BYTES = 300 << 20  # an engine's process besides weights and key-value cache
 
 
-def report(found: Preflight, expected: Expected) -> dict[str, Any]:
-    """JSON-shaped facts. Bytes and seconds are integers and floats, names as in the docs of ``outcrop check``."""
+def report(found: Preflight, expected: Expected | None = None) -> dict[str, Any]:
+    """JSON-shaped facts. Bytes and seconds are integers and floats, names as in the docs of ``outcrop check``.
+
+    *expected*: how long the import will take; left out where nobody imports.
+    """
     checkpoint = found.checkpoint
     told: dict[str, Any] = {
         "source": found.uri,
@@ -26,16 +29,11 @@ def report(found: Preflight, expected: Expected) -> dict[str, Any]:
         "files": len(found.names),
         "total_bytes": found.total_bytes,
     }
-    return (
-        told
-        if checkpoint is None
-        else {
-            **told,
-            **_described(checkpoint),
-            "expected_import_s": expected.seconds,
-            "expected_from_jobs": expected.jobs,
-        }
-    )
+    if checkpoint is not None:
+        told |= _described(checkpoint)
+        if expected is not None:
+            told |= {"expected_import_s": expected.seconds, "expected_from_jobs": expected.jobs}
+    return told
 
 
 def _described(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -79,9 +77,10 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
             here = "" if entry["available"] else " (not installed here)"
             yield f"  engine         {entry['engine']}, {entry['hardware']}: {state}{here}"
         yield f"  memory a copy  {_size(told['memory_per_copy_bytes'])} with one full context"
-        jobs = told["expected_from_jobs"]
-        basis = f"measured by {jobs} earlier import(s)" if jobs else "assumed, none was measured here yet"
-        yield f"  import takes   about {told['expected_import_s']:g} s (rates {basis})"
+        if "expected_import_s" in told:
+            jobs = told["expected_from_jobs"]
+            basis = f"measured by {jobs} earlier import(s)" if jobs else "assumed, none was measured here yet"
+            yield f"  import takes   about {told['expected_import_s']:g} s (rates {basis})"
     for warning in told["warnings"]:
         yield f"warning: {warning}"
     for problem in told["problems"]:
