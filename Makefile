@@ -63,6 +63,13 @@ $(FOREIGN)/swift/.installed: tests/swift/requirements.txt
 	$(@D)/bin/python $(PIP) -r $<
 	@touch $@
 
+test-ceph: $(TOOLS) $(FOREIGN)/ceph/.installed ## Run the same faults, and roles, against Ceph's S3 gateway (Debian, Ubuntu)
+	$(BIN)/python -m pytest -q tests/ceph
+
+$(FOREIGN)/ceph/.installed: tests/ceph/install.sh
+	sh $< $(abspath $(@D))
+	@touch $@
+
 fuzz: $(TOOLS) ## Send 10,000 broken requests to the front door (OUTCROP_TEST_SEED repeats a run)
 	OUTCROP_TEST_FUZZ=10000 $(BIN)/python -m pytest -q --timeout 1800 tests/api/test_fuzz.py
 
