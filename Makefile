@@ -124,7 +124,7 @@ bench-import: $(TOOLS) ## Measure imports beside the raw cost of the same bytes
 bench-serving: $(TOOLS) ## Cold starts against the bare engine; scaling rules over traces (TRACES=files, default the sample)
 	$(BIN)/python -m outcrop.bench.serving cold-start
 	$(BIN)/python -m outcrop.bench.serving scale-out
-	$(BIN)/python -m outcrop.bench.serving replay $(or $(TRACES),benchmarks/traces/bursty-day.csv.gz)
+	$(BIN)/outcrop plan simulate --policy all --cold-start-s 120 $(or $(TRACES),benchmarks/traces/bursty-day.csv.gz)
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) $(FOREIGN) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

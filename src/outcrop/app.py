@@ -36,6 +36,7 @@ from outcrop.api.routes import Gateway
 from outcrop.api.sagemaker import SageMaker, remember
 from outcrop.api.sagemaker_door import SageMakerDoor
 from outcrop.api.sagemaker_runtime import SageMakerRuntime
+from outcrop.api.usage import UsageDoor
 from outcrop.awswire.service import Router, Service
 from outcrop.engines.base import Engine
 from outcrop.engines.custom import Custom
@@ -46,10 +47,13 @@ from outcrop.importing.jobs import Importer
 from outcrop.importing.weights import WeightStore, write_atomically
 from outcrop.launchers import machine
 from outcrop.launchers.local import LocalLauncher
+from outcrop.metering.ledger import Ledger
+from outcrop.metering.meter import About, Meter
 from outcrop.registry.records import ImportedModel
 from outcrop.registry.sagemaker_records import SageMakerRecords
 from outcrop.registry.serving_records import ServingRecords
 from outcrop.registry.store import Registry
+from outcrop.registry.usage_records import UsageRecords
 from outcrop.serving.aliases import Aliases
 from outcrop.serving.catalogue import Catalogue, proven_start
 from outcrop.serving.endpoints import Endpoints
@@ -62,6 +66,7 @@ from outcrop.telemetry.metric_table import SPANS_DROPPED, TASKS
 from outcrop.telemetry.metrics import Metrics
 from outcrop.telemetry.recorder import Recorder
 from outcrop.telemetry.request_log import RequestLog
+from outcrop.telemetry.requests import RequestRecord
 
 if TYPE_CHECKING:
     from outcrop.telemetry.traces import Traces  # imports OpenTelemetry, which is an extra
@@ -109,8 +114,14 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             settings.logs / "requests.jsonl", most_bytes=settings.request_log_bytes, kept=settings.request_records
         )
         traces = _traces(settings)
+        usage = Ledger(UsageRecords(registry))
+        meter = Meter(_about(catalogue, settings), stored=lambda: _stored(catalogue))
         recorder = Recorder(
-            metrics, requests, slow_s=settings.slow_request_s, export=traces.export if traces is not None else None
+            metrics,
+            requests,
+            slow_s=settings.slow_request_s,
+            meter=lambda record: _meter_request(meter, record),
+            export=traces.export if traces is not None else None,
         )
         if traces is not None:
             metrics.watch(lambda: [(SPANS_DROPPED, (), traces.dropped)])
@@ -125,6 +136,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             on_start=lambda model_id, tier, seconds: _in_background(records.add_start, model_id, tier, seconds),
             model_count=catalogue.count,
             events=metrics,
+            meter=meter,
         )
         metrics.watch(lambda: fleet.readings(catalogue.by_id()))
         metrics.watch(lambda: [(TASKS, (), len(asyncio.all_tasks()))])
@@ -170,7 +182,12 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             openai=OpenAI(catalogue, generation),
             admin=Admin(region=settings.region, registry=registry, importer=importer, catalogue=catalogue, fleet=fleet),
             operations=Operations(
-                catalogue=catalogue, fleet=fleet, aliases=aliases, records=records, settings=settings
+                catalogue=catalogue,
+                fleet=fleet,
+                aliases=aliases,
+                records=records,
+                settings=settings,
+                usage=UsageDoor(meter=meter, ledger=usage, registry=registry),
             ),
             sagemaker=SageMakerDoor(sagemaker, sagemaker_runtime),
             observability=Observability(recorder=recorder, catalogue=catalogue, fleet=fleet),
@@ -183,6 +200,10 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             if traces is not None:
                 undo.push_async_callback(asyncio.to_thread, traces.close)
             undo.push_async_callback(_ended, asyncio.create_task(requests.run(), name="request-log"))
+            # Runs until after the fleet is closed, and writes what that counted.
+            undo.push_async_callback(meter.flush, usage)
+            metering = asyncio.create_task(meter.run(usage), name="meter")
+            undo.push_async_callback(_ended, metering)
             for engine in engines:
                 undo.push_async_callback(engine.aclose)
             await fleet.start()
@@ -248,6 +269,39 @@ def _proxy_environment(settings: Settings, credentials: Credentials) -> dict[str
     if settings.tls:
         found["AWS_CA_BUNDLE"] = str(settings.home / "tls" / "ca.pem")
     return found
+
+
+def _about(catalogue: Catalogue, settings: Settings) -> Callable[[str], About]:
+    """What the meter asks of a model; one that is only being imported has no units yet."""
+
+    def about(model_id: str) -> About:
+        served = catalogue.of_id(model_id)
+        return _metered(served.record) if served is not None else About(settings.account, 0)
+
+    return about
+
+
+def _meter_request(meter: Meter, record: RequestRecord) -> None:
+    if record.model_id:
+        meter.request(
+            model_id=record.model_id,
+            principal=record.principal,
+            outcome=record.outcome,
+            # Counting tokens is no invocation, and opens no billed window.
+            copy_id=None if record.operation == "CountTokens" else record.copy_id,
+            tokens_in=record.input_tokens or 0,
+            tokens_out=record.output_tokens or 0,
+            held_s=record.held_s + record.queued_s,
+            run_s=record.engine_s,
+        )
+
+
+def _stored(catalogue: Catalogue) -> dict[str, About]:
+    return {served.record.model_id: _metered(served.record) for served in catalogue.everything()}
+
+
+def _metered(record: ImportedModel) -> About:
+    return About(record.account, record.model_units, record.facts.get("artifact_bytes", record.facts["weight_bytes"]))
 
 
 async def _remembered(records: ServingRecords, catalogue: Catalogue, fleet: Fleet, aliases: Aliases) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import structs
 
 from outcrop.access.identities import Principal
+from outcrop.api.usage import UsageDoor
 from outcrop.errors import InvalidRequest, MalformedBody, NotFound
 from outcrop.launchers.local import tail
 from outcrop.registry.serving_records import ServingRecords
@@ -33,12 +34,14 @@ class Operations:
         aliases: Aliases,
         records: ServingRecords,
         settings: Settings,
+        usage: UsageDoor,
     ) -> None:
         self._catalogue = catalogue
         self._fleet = fleet
         self._aliases = aliases
         self._records = records
         self._settings = settings
+        self._usage = usage
 
     async def route(self, method: str, path: list[str], body: bytes, principal: Principal) -> dict[str, Any] | None:
         """Answer *path* (decoded parts below ``/outcrop/v1``); None when it is none of ours."""
@@ -55,6 +58,8 @@ class Operations:
                 return self.scaling(principal, model)
             case "PUT", ["models", model, "scaling"]:
                 return await self.set_scaling(principal, model, body)
+            case "GET", ["usage", since, until]:
+                return await self._usage.between(principal, since, until)
             case "GET", ["aliases"]:
                 return self.aliases(principal)
             case "PUT", ["aliases", alias]:

@@ -1,4 +1,4 @@
-"""``make bench-serving``: cold starts through boto3 against the bare engine's, and scaling rules over traces."""
+"""``make bench-serving``: cold starts through boto3 against the bare engine's, and copies under load."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,14 @@ import typer
 
 from outcrop.bench import scaling
 from outcrop.bench.gateway import SAMPLE, SECRET, server
-from outcrop.bench.replay import Arrival, CopyModel, KnativeLike, Ours, QueueThreshold, Rule, read_trace, replay
 from outcrop.engines.base import CopySpec, Endpoint
 from outcrop.engines.llama_cpp import LlamaCpp
 from outcrop.inference.canonical import GenerateRequest
 from outcrop.launchers.local import LocalLauncher
-from outcrop.serving.policy import Params
 
 app = typer.Typer(help=__doc__, pretty_exceptions_enable=False)
-MOST_COPIES = 10
 OUT = typer.Option(None, help="Keep the result as JSON.")
 CHECKPOINT = typer.Option(SAMPLE, help="Folder of the model.")
-TRACES = typer.Argument(help="Traces: arrival_ms, input_tokens, output_tokens as .csv.gz or .parquet.")
-COLD_START_S = typer.Option([30.0, 120.0], help="Cold starts to assume, in s. Repeatable.")
 
 
 @app.command("cold-start")
@@ -47,46 +41,6 @@ def cold_start(
     typer.echo(f"gateway / bare: p50 {found['ratio_p50']:.2f}, p95 {found['ratio_p95']:.2f}")
     if out:
         out.write_text(json.dumps(found, indent=1) + "\n")
-
-
-@app.command("replay")
-def compare(
-    traces: list[Path] = TRACES,
-    cold_start_s: list[float] = COLD_START_S,
-    days: float = typer.Option(14.0, help="How much of each trace."),
-    out: Path | None = OUT,
-) -> None:
-    """Replay traces under the live policy and under two other rules."""
-    rows, copy = [], CopyModel()
-    for path in traces:
-        arrivals = [arrival for arrival in read_trace(path, copy) if arrival.at_s < days * 86400]
-        for cold in cold_start_s:
-            rows += [{"trace": path.name, "cold_start_s": cold, **row} for row in compare_rules(arrivals, copy, cold)]
-            for row in rows[-4:]:
-                typer.echo(
-                    f"{row['trace']:<34} {cold:>5.0f} s  {row['rule']:<18} waited {100 * row['waited']:6.2f} %  "
-                    f"P95 {row['p95_s']:6.1f} s  {row['copy_hours']:8.1f} copy-hours  {row['starts']:>5} starts"
-                )
-    if out:
-        out.write_text(json.dumps(rows, indent=1) + "\n")
-
-
-def compare_rules(arrivals: list[Arrival], copy: CopyModel, cold_start_s: float) -> list[dict[str, Any]]:
-    """One row per rule over the same arrivals."""
-    rules: list[Rule] = [
-        KnativeLike(copy.slots, MOST_COPIES, 300),
-        QueueThreshold(MOST_COPIES, 300),
-        *(
-            Ours(
-                f"outcrop, {keep:g} s",
-                Params(max_copies=MOST_COPIES, keep_alive_s=keep, interference=copy.kappa),
-                copy,
-                cold_start_s,
-            )
-            for keep in (300.0, 900.0)
-        ),
-    ]
-    return [asdict(replay(arrivals, rule, copy, cold_start_s)) for rule in rules]
 
 
 @app.command("scale-out")

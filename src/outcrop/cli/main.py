@@ -7,7 +7,22 @@ import sys
 import typer
 
 from outcrop import __version__
-from outcrop.cli import check, deploy, imports, models, proxy, serve, serving, status, store, top, trace
+from outcrop.cli import (
+    bench,
+    check,
+    deploy,
+    imports,
+    models,
+    plan,
+    proxy,
+    serve,
+    serving,
+    status,
+    store,
+    top,
+    trace,
+    usage,
+)
 from outcrop.errors import OutcropError
 
 app = typer.Typer(
@@ -47,6 +62,10 @@ app.command("status")(status.status)
 app.command("top")(top.top)
 app.command("trace")(trace.trace)
 app.command("env")(status.env)
+app.add_typer(bench.app, name="bench")
+app.add_typer(plan.app, name="plan")
+app.command("usage")(usage.usage)
+app.command("bill")(usage.bill)
 
 
 def main() -> None:

@@ -113,3 +113,49 @@ sagemaker_resources = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("modified_at", sa.Float, nullable=False),
 )
+
+USAGE_COUNTS = (
+    "requests",
+    "failed",
+    "cancelled",
+    "tokens_in",
+    "tokens_out",
+    "held_ms",
+    "run_ms",
+    "starting_ms",
+    "idle_ms",
+    "busy_ms",
+    "evictable_ms",
+    "draining_ms",
+    "asleep_ms",
+    "proving_ms",
+    "cold_starts",
+    "failed_starts",
+    "start_queued_ms",
+    "start_spawn_ms",
+    "start_load_ms",
+    "warm_hits",
+    "windows",
+    "window_units",
+    "stored_byte_s",
+    "stored_unit_s",
+    "peak_copies",
+)
+
+usage_hours = sa.Table(  # metering.usage says what each number is
+    "usage_hours",
+    metadata,
+    sa.Column("hour_ms", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("account", sa.String(12), primary_key=True),
+    sa.Column("model_id", sa.String(12), primary_key=True),
+    sa.Column("principal", sa.String(2048), primary_key=True),
+    *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in USAGE_COUNTS),
+)
+
+usage_writers = sa.Table(
+    "usage_writers",
+    metadata,
+    sa.Column("writer", sa.String(16), primary_key=True),
+    sa.Column("last_batch", sa.BigInteger, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+)

@@ -21,7 +21,10 @@ CACHED_SHARE = 0.8  # of an artefact's pages in memory, from which a start reads
 
 
 class BringUp:
-    """Starts engine processes on one launcher, so many at a time. Times are seconds on *clock*."""
+    """Starts engine processes on one launcher, so many at a time. Times are seconds on *clock*.
+
+    *changed*: told of a copy whose process is about to be.
+    """
 
     def __init__(
         self,
@@ -30,12 +33,14 @@ class BringUp:
         *,
         settings: Settings,
         clock: Callable[[], float],
+        changed: Callable[[Copy], None],
     ) -> None:
         self._engines = engines
         self._launcher = launcher
         self._settings = settings
         self._clock = clock
         self.bring_back: Callable[[str], Awaitable[None]] | None = None  # the files of an evicted model
+        self._changed = changed
         self._gate = StartGate(settings.starts_in_parallel)
 
     async def start(self, copy: Copy, known: ColdStarts) -> float:
@@ -47,6 +52,7 @@ class BringUp:
         async with self._gate.turn(copy.spec.weight_bytes):
             begun = self._clock()
             copy.start_timings["queued_s"] = round(begun - copy.born_at - fetch_s, 4)
+            self._changed(copy)
             if copy.tier is not Tier.BUCKET:
                 copy.tier = await asyncio.to_thread(tier_of, copy.spec)
             await asyncio.to_thread(self.forget_logs, copy.spec.model_id, self._settings.copy_logs_kept)

@@ -42,7 +42,7 @@ class Catalogue:
         self._fitted = fitted
         self._memory_bytes = memory_bytes
         self._by_key: dict[tuple[str, str], Served] = {}
-        self._names: dict[str, str] = {}  # model id -> name
+        self._by_id: dict[str, Served] = {}
         self._kept: dict[tuple[str, str], ImportedModel] = {}  # no engine here serves these
         self._aliases: dict[tuple[str, str], str] = {}  # (account, alias) -> model id
 
@@ -57,10 +57,10 @@ class Catalogue:
         served = Served(record, self.facts(record), self.spec(record))
         self._by_key[record.account, record.model_id] = served
         self._by_key[record.account, record.model_name] = served
-        self._names[record.model_id] = record.model_name
+        self._by_id[record.model_id] = served
 
     def remove(self, record: ImportedModel) -> None:
-        self._names.pop(record.model_id, None)
+        self._by_id.pop(record.model_id, None)
         for key in (record.model_id, record.model_name):
             self._by_key.pop((record.account, key), None)
             self._kept.pop((record.account, key), None)
@@ -99,17 +99,22 @@ class Catalogue:
         """Names of models, which an alias must not hide."""
         return {served.record.model_name for (owner, _), served in self._by_key.items() if owner == account}
 
+    def of_id(self, model_id: str) -> Served | None:
+        """The model of whatever account; None when it is gone or not served."""
+        return self._by_id.get(model_id)
+
     def everything(self) -> list[Served]:
         """The models of every account."""
         return list({served.record.model_id: served for served in self._by_key.values()}.values())
 
     def name_of(self, model_id: str) -> str | None:
         """The name of the model with this id; None when it is gone."""
-        return self._names.get(model_id)
+        served = self._by_id.get(model_id)
+        return None if served is None else served.record.model_name
 
     def by_id(self) -> list[tuple[str, str]]:
         """Id and name of every model that is served."""
-        return list(self._names.items())
+        return [(model_id, served.record.model_name) for model_id, served in self._by_id.items()]
 
     def count(self) -> int:
         """Models that may be asked here, of every account."""

@@ -19,7 +19,7 @@ from outcrop.inference.embeddings import Embeddings, EmbedRequest
 from outcrop.launchers.local import Process
 from outcrop.serving.demand import Demand
 from outcrop.serving.hold import Ask, HoldQueue
-from outcrop.serving.lifecycle import SERVING, State
+from outcrop.serving.lifecycle import ENDED, SERVING, State
 from outcrop.serving.schedule import DEFAULTS, Scaling
 from outcrop.serving.starts import ColdStarts, Tier
 from outcrop.telemetry.requests import ColdStart, Decision
@@ -85,6 +85,15 @@ class Copy:
     @property
     def slots(self) -> int:
         return self.spec.slots
+
+    @property
+    def metered_state(self) -> str | None:
+        """The state that its time is counted in (``metering.usage.COPY_STATES``); None once it has ended."""
+        if self.state in ENDED:
+            return None
+        if self.state in SERVING and self.in_flight:
+            return "busy"
+        return "idle" if self.state is State.READY else str(self.state)
 
 
 class DecisionRecord(Decision, frozen=True):

@@ -26,6 +26,7 @@ from outcrop.errors import EngineFault, ModelNotFound, ServiceError, ShuttingDow
 from outcrop.ids import CopyId, random_id
 from outcrop.inference.canonical import GenerateRequest
 from outcrop.launchers.local import LocalLauncher
+from outcrop.metering.meter import Meter
 from outcrop.serving import policy, proving, rolling, room, schedule, seen, starts
 from outcrop.serving.background import Background
 from outcrop.serving.bring_up import BringUp
@@ -53,7 +54,8 @@ class Fleet:
     """All copies of one server on one launcher. Single event loop, no locks.
 
     *on_start* is told of every start that succeeded (model id, tier, seconds), so that they are remembered.
-    *model_count*: how many models may be asked here, which bounds what one copy takes of the cores.
+    *model_count*: how many models may be asked here, which bounds what one copy takes of the cores. *meter* is told
+    of every change of a copy.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Fleet:
         on_start: Callable[[str, Tier, float], None] = lambda *_: None,
         model_count: Callable[[], int] = lambda: 1,
         events: Events = UNOBSERVED,
+        meter: Meter | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -77,6 +80,7 @@ class Fleet:
         self._wall = wall
         self._on_start = on_start
         self._events = events
+        self._meter = meter
         self._params = policy.Params(
             max_copies=settings.max_copies, keep_alive_s=settings.keep_alive_s, hold_limit_s=settings.hold_limit_s
         )
@@ -89,12 +93,17 @@ class Fleet:
         )
         self._bell = asyncio.Event()
         self._background = Background()
-        self._bring_up = BringUp(self._engines, launcher, settings=settings, clock=clock)
+        self._bring_up = BringUp(self._engines, launcher, settings=settings, clock=clock, changed=self._changed)
         self._health = Health(
             self._engines, settings=settings, clock=clock, background=self._background, on_recovery=self._bell.set
         )
         self._lending = Lending(
-            self._engines, self._health, interference=self._params.interference, ring=self._bell.set, clock=clock
+            self._engines,
+            self._health,
+            interference=self._params.interference,
+            ring=self._bell.set,
+            changed=self._changed,
+            clock=clock,
         )
         self._owner: asyncio.Task[None] | None = None
         self._is_closing = False
@@ -120,6 +129,9 @@ class Fleet:
         await self._background.close()
         copies = seen.all_copies(self._models.values())
         await asyncio.gather(*(copy.process.stop(STOP_GRACE_S) for copy in copies if copy.process is not None))
+        if self._meter is not None:
+            for copy in copies:
+                self._meter.copy(copy.copy_id, copy.spec.model_id, None)
         self._models.clear()
 
     async def acquire(
@@ -257,8 +269,12 @@ class Fleet:
         self._bell.set()
         try:
             copy = await placed
+            if self._meter is not None:
+                self._meter.copy(copy.copy_id, spec.model_id, "proving")
             return await proving.prove(self._bring_up, engine, copy, request, probes, known=known, clock=self._clock)
         finally:
+            if self._meter is not None and placed.done() and not placed.cancelled():
+                self._meter.copy(placed.result().copy_id, spec.model_id, None)
             self._models.pop(key, None)
             self._bell.set()
 
@@ -318,6 +334,7 @@ class Fleet:
                     self._drain(model, copy, self._settings.request_timeout_s)
                 elif copy.state is State.READY:
                     copy.state = advance(copy.state, State.EVICTABLE)
+                    self._changed(copy)
 
         if outdated and not model.is_removed:
             self._roll(model, outdated, desired, now)
@@ -377,8 +394,13 @@ class Fleet:
         model.failure, model.retry_at = None, 0.0
         model.starts.learn(copy.tier, took)
         self._on_start(copy.spec.model_id, copy.tier, took)
+        self._changed(copy)
         copy.start_timings["ready_s"] = round(now - copy.born_at, 4)
         self._events.copy_ready(copy.spec.model_id, copy.started(now, self._wall()))
+        if self._meter is not None:
+            times = copy.start_timings
+            stages = {"queued": times["queued_s"], "spawn": times["spawn_s"], "load": took - times["spawn_s"]}
+            self._meter.started(copy.spec.model_id, stages)
         log.info("copy is ready", copy_id=copy.copy_id, model_id=copy.spec.model_id, start_s=round(took, 3))
         self._background.spawn(self._watch(model, copy), f"watch-{copy.copy_id}")
         self._lending.release_held(model)
@@ -388,6 +410,9 @@ class Fleet:
         copy.state = advance(copy.state, State.FAILED)
         if copy.process is not None:
             await copy.process.stop(0)
+        self._changed(copy)
+        if self._meter is not None:
+            self._meter.start_failed(copy.spec.model_id)
         model.copies.remove(copy)
         self._events.start_failed(copy.spec.model_id)
         log.error("copy failed to start", copy_id=copy.copy_id, model_id=copy.spec.model_id, reason=exc.message)
@@ -407,6 +432,7 @@ class Fleet:
         status = await copy.process.wait()
         if copy.state in SERVING:
             copy.state = advance(copy.state, State.FAILED)
+            self._changed(copy)
             model.copies.remove(copy)
             self._events.copy_ended(copy.spec.model_id, "replaced" if copy.is_suspect else "died")
             log.error("copy died", copy_id=copy.copy_id, model_id=copy.spec.model_id, status=status)
@@ -422,6 +448,7 @@ class Fleet:
     def _drain(self, model: Model, copy: Copy, limit_s: float, reason: str = "drained") -> None:
         """Send the copy no more requests; stop it once its own have ended, at the latest after *limit_s*."""
         copy.state = advance(copy.state, State.DRAINING)
+        self._changed(copy)
         self._background.spawn(self._take_down(model, copy, limit_s, reason), f"stop-{copy.copy_id}")
 
     async def _take_down(self, model: Model, copy: Copy, limit_s: float, reason: str) -> None:
@@ -433,11 +460,16 @@ class Fleet:
         await copy.process.stop(STOP_GRACE_S)
         if copy.state is State.DRAINING:
             copy.state = advance(copy.state, State.STOPPED)
+        self._changed(copy)
         if copy in model.copies:
             model.copies.remove(copy)
         self._events.copy_ended(copy.spec.model_id, reason)
         log.info("copy stopped", copy_id=copy.copy_id, model_id=copy.spec.model_id, requests=copy.requests)
         self._bell.set()
+
+    def _changed(self, copy: Copy) -> None:
+        if self._meter is not None:
+            self._meter.copy(copy.copy_id, copy.spec.model_id, copy.metered_state)
 
     def _known(self, model_id: str) -> ColdStarts:
         """What is known of the model's starts; nothing is remembered of a model that is asked about only."""

@@ -24,7 +24,10 @@ KEEP_PLACE_S = 30.0  # a place in the queue waits this much longer than its requ
 
 
 class Lending:
-    """*ring*: called when something changed that a decision depends on. Times are seconds on *clock*."""
+    """*ring*: called when something changed that a decision depends on; *changed*: when a copy got or lost a request.
+
+    Times are seconds on *clock*.
+    """
 
     def __init__(
         self,
@@ -33,12 +36,14 @@ class Lending:
         *,
         interference: float,
         ring: Callable[[], None],
+        changed: Callable[[Copy], None],
         clock: Callable[[], float],
     ) -> None:
         self._engines = engines
         self._health = health
         self._interference = interference
         self._ring = ring
+        self._changed = changed
         self._clock = clock
         self._running: dict[tuple[str, str], Lease] = {}  # by principal and invocation
 
@@ -89,6 +94,7 @@ class Lending:
         copy.in_flight -= 1
         copy.outstanding -= lease.ask.weight
         copy.leases.discard(lease)
+        self._changed(copy)
         model.active_at = now
         if not lease.broke:
             copy.answered += 1
@@ -148,6 +154,7 @@ class Lending:
         copy.requests += 1
         copy.served_at = now if copy.served_at is None else copy.served_at
         copy.leases.add(lease)
+        self._changed(copy)
         model.active_at = now
         return lease
 

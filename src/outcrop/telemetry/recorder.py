@@ -41,12 +41,14 @@ class Recorder:
         requests: RequestLog,
         *,
         slow_s: float,
+        meter: Callable[[RequestRecord], None] | None = None,
         export: Callable[[RequestRecord], None] | None = None,
     ) -> None:
         self.metrics = metrics
         self.requests = requests
         self._slow_s = slow_s
         self._export = export
+        self._meter = meter
         self._live: dict[str, RequestFacts] = {}
         self._activity: dict[str, Activity] = {}
         metrics.watch(self._readings)
@@ -66,6 +68,8 @@ class Recorder:
         self.metrics.request(record)
         self.requests.keep(record)
         self._add_up(record)
+        if self._meter is not None:
+            self._meter(record)
         if self._export is not None:
             self._export(record)
         waited_s = record.held_s + record.queued_s

@@ -1,0 +1,130 @@
+"""The ledger against the process table: scaling, kills at random points, and the bill as a person asks for it."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pyarrow.parquet
+from tests.api.test_commands import outcrop
+from tests.support.server import Server, wait_for
+
+BODY = '{"prompt": "for each", "max_gen_len": 24}'
+
+
+class Sampler:
+    """Looks at /proc every 20 ms and adds up how long each child of the server lived."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, list[float]] = defaultdict(list)
+        self.parent = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Sampler:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def seconds(self) -> float:
+        return sum(times[-1] - times[0] for times in self.seen.values())
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.02):
+            for pid in self._children():
+                self.seen[pid].append(time.monotonic())
+
+    def _children(self) -> list[int]:
+        try:
+            listed = Path(f"/proc/{self.parent}/task/{self.parent}/children").read_text().split()
+            return [pid for pid in map(int, listed) if _is_copy(pid)]
+        except OSError:
+            return []
+
+
+def _is_copy(pid: int) -> bool:
+    try:
+        return b"llama_cpp_child" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def ledger(server: Server) -> list[dict[str, int]]:
+    rows: list[dict[str, int]] = server.admin(f"/outcrop/v1/usage/0/{2**53}")["rows"]
+    return rows
+
+
+def copy_seconds(rows: list[dict[str, int]]) -> float:
+    states = ("starting", "idle", "busy", "evictable", "draining", "asleep", "proving")
+    return sum(row[f"{state}_ms"] for row in rows for state in states) / 1000
+
+
+def test_copy_seconds_equal_the_process_table_and_outlast_a_server_that_is_killed(tmp_path: Path, tiny: Path) -> None:
+    draw = random.Random(5)
+    server = Server(tmp_path / "home", cpu_threads=1, max_copies=2, keep_alive_s=0.5, stop_idle=True)
+    answered = kills = 0
+    with Sampler() as sampler:
+        server.start()
+        sampler.parent = server.process.pid  # type: ignore[union-attr]
+        server.import_model(tiny, "metered")
+        for is_last in (False, False, True):
+            runtime = server.client("bedrock-runtime", attempts=3)
+            until = time.monotonic() + draw.uniform(2, 5)
+            while time.monotonic() < until or (is_last and answered < 20):
+                runtime.invoke_model(modelId="metered", body=BODY)["body"].read()
+                answered += 1
+                time.sleep(draw.choice([0.0, 0.1, 0.9]))
+            if not is_last:
+                server.kill()
+                kills += 1
+                server.start()
+                sampler.parent = server.process.pid  # type: ignore[union-attr]
+        wait_for(lambda: not server.status()["copies"], 20)
+        rows = ledger(server)
+        wait_for(lambda: not sampler._children(), 5)
+
+    counted, seen = copy_seconds(rows), sampler.seconds()
+    # A kill loses at most what no batch had taken: a second while something happens.
+    assert seen - kills * 1.2 - 0.01 * seen - 0.05 * len(sampler.seen) <= counted
+    assert counted <= seen * 1.01 + 0.15 * len(sampler.seen)  # a copy counts from just before its process is there
+    requests = sum(row["requests"] for row in rows)
+    assert answered - 12 * kills <= requests <= answered
+    assert len({(row["hour_ms"], row["model_id"], row["principal"]) for row in rows}) == len(rows) <= 6
+    server.stop()
+
+
+def test_usage_and_bill_answer_in_every_form(server: Server, tiny: Path, tmp_path: Path) -> None:
+    server.import_model(tiny, "billed")
+    runtime = server.client("bedrock-runtime")
+    for _ in range(3):
+        runtime.invoke_model(modelId="billed", body=BODY)["body"].read()
+
+    def record(*words: str) -> dict[str, object]:
+        done = outcrop(server, *words, "--json")
+        assert done.returncode == 0, done.stderr
+        return next(row for row in json.loads(done.stdout) if row["group"] == "billed")
+
+    used = record("usage")
+    assert (used["requests"], used["windows"], used["window_units"]) == (3, 1, 1)
+    assert used["cold_starts"] == 1
+    assert float(str(used["busy_s"])) > 0
+
+    billed = record("bill", "--own-copy-hour", "0.40", "--as-of", "2025-06-01")
+    assert billed["cmi_usd"] == 0.39  # 0.0785 x 5, in whole cents
+    assert billed["sagemaker_usd"] == 2.61
+    assert "own_used_usd" in billed
+
+    for suffix in ("csv", "json", "parquet"):
+        done = outcrop(server, "bill", "--by", "principal", "--out", str(tmp_path / f"bill.{suffix}"))
+        assert done.returncode == 0, done.stderr
+    rows = pyarrow.parquet.read_table(tmp_path / "bill.parquet").to_pylist()
+    assert any(str(row["group"]).startswith("arn:aws:iam::") for row in rows)
+    assert "cmu-v1-minute: 0.05718 USD, us-east-1, 2026-07-21" in outcrop(server, "bill").stderr
+    assert outcrop(server, "bill", "--by", "colour").returncode == 2

@@ -1,0 +1,255 @@
+"""The benchmark's own parts: what it hears, what it counts, what it says of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+from outcrop.awswire.eventstream import encode_chunk, encode_event, encode_exception, encode_message
+from outcrop.bench import report
+from outcrop.bench.drive import Driver, Record, Run, Shape, calibrated
+from outcrop.bench.endpoints import Ask, Bedrock, Heard, Keys, OpenAI, SageMaker
+from outcrop.bench.measures import interval, percentile, ratio, summary
+from outcrop.bench.payloads import Lengths, Payload, read_prompts
+from outcrop.bench.plots import Plot, png, svg
+from outcrop.bench.published import TABLE
+from outcrop.errors import BadSetting
+
+KEYS = Keys("AKIAABCDEFGHIJKLMNOP", "s" * 40, "token")
+SHORT = Payload(tokens_in=Lengths(mean=20), tokens_out=Lengths(mean=3, cv=0), forced=False)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Callable[[Handler], Awaitable[str]]]:
+    runners = []
+
+    async def start(handler: Handler) -> str:
+        app = web.Application()
+        app.router.add_post("/{path:.*}", handler)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        runners.append(runner)
+        return f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}/v1"  # type: ignore[union-attr]
+
+    yield start
+    for runner in runners:
+        await runner.cleanup()
+
+
+async def streaming(request: web.Request) -> web.StreamResponse:
+    body = await request.json()
+    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(b": waiting for a copy\n\n")
+    for _ in range(body["max_tokens"]):
+        await response.write(b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n')
+        await asyncio.sleep(0.005)
+    words = len(body["messages"][0]["content"].split())
+    usage = {"prompt_tokens": 7 + 2 * words, "completion_tokens": body["max_tokens"]}
+    await response.write(b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\ndata: [DONE]\n\n")
+    return response
+
+
+async def test_a_closed_loop_keeps_its_users_busy_and_agrees_with_little(
+    served: Callable[[Handler], Awaitable[str]], tmp_path: Path
+) -> None:
+    endpoint = OpenAI(await served(streaming), "m", "key", stream=True)
+
+    run = await Driver(endpoint, SHORT).run(Shape(users=4, requests=60, warm_s=0.1))
+
+    found = summary(run)
+    assert found.void is None
+    assert found.errors == {}
+    assert found.requests >= 50
+    assert found.tokens_out == 3
+    assert abs(found.little or 1) < 0.15
+    assert found.ttft_p50_s is not None
+    assert found.ttft_p50_s < found.p50.value
+    report.write(tmp_path, {"4 users": run}, {"4 users": found}, {"endpoint": "openai:m"}, with_png=True)
+    assert "<svg" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "plot-1.png").read_bytes().startswith(b"\x89PNG")
+    assert len(report.read(tmp_path)["4 users"]) == found.requests
+    assert len((tmp_path / "requests.jsonl").read_text().splitlines()) == len(run.records)
+
+
+async def test_an_open_loop_counts_from_the_intended_time_and_does_not_wait_for_answers(
+    served: Callable[[Handler], Awaitable[str]],
+) -> None:
+    running = most = 0
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.3)
+        running -= 1
+        return web.json_response({"choices": [{"text": "x"}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
+
+    endpoint = OpenAI(await served(slow), "m", "key", stream=False)
+    due = tuple(number * 0.02 for number in range(20))
+
+    run = await Driver(endpoint, SHORT).run(Shape(schedule=due, requests=20, warm_s=0))
+
+    assert most > 5
+    assert sorted(record.due_s for record in run.records) == pytest.approx(due)
+    assert min(record.latency_s for record in run.records) >= 0.3
+
+
+async def test_one_client_holds_512_streams_at_a_time(served: Callable[[Handler], Awaitable[str]]) -> None:
+    running = most = 0
+    everyone = asyncio.Event()
+
+    async def held(request: web.Request) -> web.StreamResponse:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        if running == 512:
+            everyone.set()
+        await everyone.wait()
+        response = await streaming(request)
+        running -= 1
+        return response
+
+    endpoint = OpenAI(await served(held), "m", "key", stream=True)
+
+    run = await Driver(endpoint, SHORT).run(Shape(users=512, requests=512, warm_s=0))
+
+    assert most == 512
+    assert {record.error for record in run.records} == {None}
+
+
+async def test_errors_are_counted_by_their_own_names(served: Callable[[Handler], Awaitable[str]]) -> None:
+    async def refuses(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"error": {"code": "model_not_ready"}}, status=429)
+
+    endpoint = OpenAI(await served(refuses), "m", "key", stream=True)
+
+    run = await Driver(endpoint, SHORT).run(Shape(users=1, requests=3, warm_s=0))
+
+    assert {record.error for record in run.records} == {"model_not_ready"}
+    assert summary(run).void == "no request was answered in the steady window"
+    with pytest.raises(BadSetting, match="model_not_ready"):
+        await calibrated(endpoint, SHORT)
+
+
+async def test_prompts_get_the_length_that_the_endpoint_counts(served: Callable[[Handler], Awaitable[str]]) -> None:
+    endpoint = OpenAI(await served(streaming), "m", "key", stream=True)
+    wanted = Payload(tokens_in=Lengths(mean=407, cv=0), tokens_out=Lengths(mean=3))
+
+    fitted = await calibrated(endpoint, wanted)
+
+    assert fitted.words_per_token == pytest.approx(0.5)
+    assert fitted.fixed_tokens == pytest.approx(7)
+    assert len(next(fitted.asks(1)).prompt.split()) == pytest.approx(200, abs=2)
+
+
+def test_the_same_seed_asks_the_same_and_prefixes_are_shared_only_when_asked() -> None:
+    def first(count: int, seed: int, shared: float) -> list[Ask]:
+        payload = Payload(tokens_in=Lengths(mean=100), tokens_out=Lengths(mean=20), shared=shared)
+        asks = payload.asks(seed)
+        return [next(asks) for _ in range(count)]
+
+    assert first(5, 1, 0) == first(5, 1, 0) != first(5, 2, 0)
+    assert len({ask.prompt.split()[0] for ask in first(50, 1, 0)}) == 50
+    assert len({tuple(ask.prompt.split()[:45]) for ask in first(50, 1, 0.5)}) == 1
+    lengths = [ask.tokens_out for ask in first(2000, 3, 0)]
+    assert statistics.mean(lengths) == pytest.approx(20, rel=0.03)
+    assert statistics.stdev(lengths) / 20 == pytest.approx(0.2, rel=0.1)
+
+
+def test_prompts_come_from_a_file_or_it_says_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('"one"\n{"prompt": "two"}\n')
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+
+    assert read_prompts(tmp_path / "p.jsonl") == ("one", "two")
+    with pytest.raises(BadSetting, match="object with prompt"):
+        read_prompts(tmp_path / "bad.jsonl")
+
+
+@pytest.mark.parametrize("made", [Bedrock, SageMaker])
+def test_requests_are_signed_as_botocore_signs_them(made: type[Bedrock]) -> None:
+    endpoint = made(
+        "https://host.example", "arn:aws:bedrock:us-east-1:1:imported-model/a b", KEYS, "us-east-1", stream=True
+    )
+
+    url, headers, body = endpoint.request(Ask("hello", 5, forced=True))
+
+    theirs = AWSRequest("POST", url, {"content-type": "application/json"}, body)
+    signer = SigV4Auth(
+        Credentials(KEYS.access_key_id, KEYS.secret_access_key, KEYS.session_token), made.name, "us-east-1"
+    )
+    theirs.context["timestamp"] = headers["x-amz-date"]
+    theirs.headers["X-Amz-Date"] = headers["x-amz-date"]
+    theirs.headers["X-Amz-Security-Token"] = KEYS.session_token
+    canonical = signer.canonical_request(theirs)
+    signature = signer.signature(signer.string_to_sign(theirs, canonical), theirs)
+    assert headers["authorization"].endswith(f"Signature={signature}")
+
+
+def heard(endpoint: Bedrock | SageMaker | OpenAI, *parts: bytes) -> Heard:
+    reader, found = endpoint.hear(), Heard()
+    data = b"".join(parts)
+    for at in range(0, len(data), 7):  # as it may come
+        reader.feed(data[at : at + 7], found)
+    reader.end(found)
+    return found
+
+
+def test_every_form_of_an_answer_is_understood() -> None:
+    bedrock, sagemaker = (made("http://h", "m", KEYS, "us-east-1", stream=True) for made in (Bedrock, SageMaker))
+    whole = Bedrock("http://h", "m", KEYS, "us-east-1", stream=False)
+    last = b'{"generation":"","amazon-bedrock-invocationMetrics":{"inputTokenCount":5,"outputTokenCount":2}}'
+
+    assert heard(
+        bedrock, encode_event("heartbeat", b"{}"), encode_chunk(b'{"generation":"x"}'), encode_chunk(last)
+    ) == (Heard(True, 5, 2, None))
+    assert heard(bedrock, encode_exception("throttlingException", "slow")).error == "throttlingException"
+    part = ((":message-type", "event"), (":event-type", "PayloadPart"))
+    sse = b'data: {"choices":[{"delta":{"content":"x"}}],"usage":{"prompt_tokens":5,"completion_tokens":2}}\n\n'
+    assert heard(sagemaker, encode_message(part, sse[:30]), encode_message(part, sse[30:])) == Heard(True, 5, 2, None)
+    assert heard(whole, b'{"generation":"x","prompt_token_count":5,"generation_token_count":2}') == Heard(
+        True, 5, 2, None
+    )
+    assert heard(bedrock).error == "the stream ended before its first token"
+    assert heard(whole, b"no").error == "the answer is not JSON"
+
+
+def test_percentiles_carry_intervals_of_order_statistics() -> None:
+    assert interval(200, 0.95) == (184, 197)
+    assert interval(10, 0.99) is None  # too few to say
+    assert percentile(list(range(1, 101)), 0.95) == 95
+    both = ratio([2.0] * 50, [1.0] * 50, 0.5)
+    assert (both.value, both.low, both.high) == (2, 2, 2)
+
+
+def test_a_run_that_sent_late_is_void_and_lost_requests_show_in_little() -> None:
+    late = Run(Shape(rate=1.0), [Record(due_s=1, sent_s=1.5, last_s=2, tokens_out=2)], steady=(0, 3), wall_s=3)
+    assert (summary(late).void or "").startswith("the client sent late")
+
+    busy = [Record(due_s=float(at), sent_s=float(at), last_s=at + 1.0) for at in range(10)]
+    assert summary(Run(Shape(users=1), busy, steady=(0, 10), wall_s=10)).little == pytest.approx(0)
+    assert summary(Run(Shape(users=2), busy, steady=(0, 10), wall_s=10)).little == pytest.approx(0.5)
+
+
+def test_the_published_table_is_a_closed_loop_by_its_own_numbers() -> None:
+    assert [round(row.mean_s, 2) for row in TABLE] == [5.45, 5.85, 7.22, 8.28]
+    assert all(row.mean_s < row.p95_s for row in TABLE)
+
+
+def test_a_plot_of_nothing_and_of_names_with_signs_is_still_a_plot(tmp_path: Path) -> None:
+    for lines in ([], [("<a> & b", [(0.0, 0.0)])], [("x", [(0.0, 1.0), (9.0, 5.0)])]):
+        plot = Plot("t & <t>", "x", "y", lines, is_stepped=True)
+        assert "<a>" not in svg(plot)
+        png(plot, tmp_path / "plot.png")
