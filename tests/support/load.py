@@ -90,13 +90,15 @@ class Load:
         # Streams alternate with whole answers on every model.
         is_streamed = bool((number // len(self._models)) % 2)
         client = self._clients[number % len(self._clients)]
-        begun, has_begun = time.monotonic(), False
+        begun, has_begun, is_open = time.monotonic(), False, False
         try:
             body = json.dumps({**BODY, "max_gen_len": self._tokens})
             if not is_streamed:
                 json.loads(client.invoke_model(modelId=model, body=body)["body"].read())
             else:
-                for _ in client.invoke_model_with_response_stream(modelId=model, body=body)["body"]:
+                stream = client.invoke_model_with_response_stream(modelId=model, body=body)["body"]
+                is_open = True
+                for _ in stream:
                     has_begun = True
             self.answered[model] += 1
         except EventStreamError as exc:
@@ -106,8 +108,9 @@ class Load:
         except (ClientError, BotoCoreError) as exc:
             self.failed.append(f"after {time.monotonic() - begun:.1f} s, streamed={is_streamed}: {exc!r}")
         except Exception as exc:
-            # A connection cut inside an open stream reaches the caller as urllib3's own error.
-            kind = self.broken if is_streamed and has_begun else self.failed
+            # A connection cut inside an open stream, after its head and maybe before its first event, reaches the caller
+            # as urllib3's own error: the server was killed.
+            kind = self.broken if is_open else self.failed
             kind.append(f"after {time.monotonic() - begun:.1f} s, streamed={is_streamed}: {exc!r}")
 
     def _close(self, number: int) -> None:
