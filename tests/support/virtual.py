@@ -95,7 +95,7 @@ class FakeProcess:
     def trim_log(self, limit_bytes: int) -> None:
         pass
 
-    def last_log_lines(self) -> str:
+    def last_log_lines(self, limit_bytes: int = 2000) -> str:
         return "the engine's last words"
 
 
@@ -146,6 +146,12 @@ class FakeEngine:
 
     def child_config(self, spec: CopySpec, secret: str) -> bytes:
         return b"{}\n"
+
+    def stage(self, log: str) -> str | None:
+        return None
+
+    def stage_seconds(self, log: str) -> dict[str, float]:
+        return {}
 
     async def is_ready(self, endpoint: Endpoint) -> bool:
         process = self._process(endpoint)

@@ -22,7 +22,7 @@ SIMULATED = "simulated"  # takes an engine's time and reads nothing
 CUSTOM = "custom"  # a command that the operator configured; it reads the checkpoint as it is
 HARDWARE: Mapping[str, str] = {
     LLAMA_CPP: "CPU",
-    "vllm": "NVIDIA or AMD GPU",
+    "vllm": "NVIDIA or AMD GPU, or CPU",
     "sglang": "NVIDIA or AMD GPU",
     "tensorrt-llm": "NVIDIA GPU",
 }

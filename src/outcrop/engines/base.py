@@ -8,6 +8,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from outcrop.engines.model_shape import ModelShape
 from outcrop.engines.occupancy import Occupancy
 from outcrop.inference.canonical import Chunk, Completion, GenerateRequest
 from outcrop.inference.embeddings import Embeddings, EmbedRequest
@@ -32,6 +33,10 @@ class CopySpec(Struct, frozen=True):
     engine: str = "llama.cpp"  # which of the server's engines runs it
     weight_bytes: int = 0  # mapped from the artefact, shared by its copies
     kv_bytes: int = 0  # the key-value cache of all slots
+    model: ModelShape = ModelShape()
+    slots_limit: int = 0  # an operator's; 0: none
+    gpus: int = 0  # GPUs that the copy takes for itself
+    devices: tuple[int, ...] = ()  # which ones, once it is placed
     start_s: float = 0.0  # what the engine's own start is known to take, beside the weights; deadlines allow for it
     pooling: str | None = None  # last, mean or cls: the copy gives embeddings
     normalizes: bool = True  # its vectors have unit length
@@ -67,6 +72,14 @@ class Engine(Protocol):
 
     def child_config(self, spec: CopySpec, secret: str) -> bytes:
         """One line of JSON, newline included, that the copy reads from its standard input."""
+        ...
+
+    def stage(self, log: str) -> str | None:
+        """The last stage of a start that the copy's *log* shows; None when this engine says nothing of it."""
+        ...
+
+    def stage_seconds(self, log: str) -> dict[str, float]:
+        """Seconds of a start by stage, as far as the engine logs them."""
         ...
 
     async def is_ready(self, endpoint: Endpoint) -> bool:

@@ -8,11 +8,13 @@ output, and ends the whole group when standard input closes, which it does by wh
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
@@ -20,10 +22,19 @@ _GRACE_S = 4.0  # less than the launcher's own, so that the group is gone when i
 
 
 class ChildConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The line on standard input; ``{port}`` in *argv* is still to be filled in."""
+    """The line on standard input; ``{port}`` in *argv* is still to be filled in.
+
+    *environment*: variables of the command beside those of this process. *links*: symbolic links to make first, as
+    path -> target. *files*: names -> texts to write where only this user reads them, below *folder*; ``{files}`` in
+    *argv* is where, ``{secret}`` in a text the key. They go with the engine.
+    """
 
     argv: list[str]
     secret: str
+    environment: dict[str, str] = {}
+    links: dict[str, str] = {}
+    files: dict[str, str] = {}
+    folder: str = ""
 
 
 def _free_port() -> int:
@@ -31,6 +42,31 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _link(links: dict[str, str]) -> None:
+    """Make *links*; each appears whole, since another copy may be using it."""
+    for path, target in links.items():
+        place = Path(path)
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = place.with_name(f"{place.name}.{os.getpid()}")
+        fresh.symlink_to(target)
+        fresh.replace(place)
+
+
+def _write(config: ChildConfig) -> str:
+    """The folder of the copy's own files; those of copies that are gone are removed."""
+    if not config.files:
+        return ""
+    for old in Path(config.folder).glob("copy-*"):
+        if not Path(f"/proc/{old.name.removeprefix('copy-')}").exists():
+            shutil.rmtree(old, ignore_errors=True)
+    place = Path(config.folder) / f"copy-{os.getpid()}"
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name, text in config.files.items():
+        (place / name).touch(mode=0o600)
+        (place / name).write_text(text.replace("{secret}", config.secret))
+    return str(place)
 
 
 def _kill_group() -> None:
@@ -53,12 +89,15 @@ def main() -> None:
     stdin = os.fdopen(os.dup(0), "rb", buffering=0)
     config = msgspec.json.decode(stdin.readline(), type=ChildConfig)
     port = _free_port()
-    argv = [word.replace("{port}", str(port)) for word in config.argv]
-    environment = {**os.environ, "VLLM_API_KEY": config.secret, "OPENAI_API_KEY": config.secret}
+    keys = {"VLLM_API_KEY": config.secret, "OPENAI_API_KEY": config.secret}
+    environment = {**os.environ, **config.environment, **keys}
     try:
+        _link(config.links)
+        files = _write(config)
+        argv = [word.replace("{port}", str(port)).replace("{files}", files) for word in config.argv]
         engine = subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=environment)
     except OSError as exc:
-        os.write(announce, msgspec.json.encode({"error": f"cannot start {argv[0]}: {exc}"}) + b"\n")
+        os.write(announce, msgspec.json.encode({"error": f"cannot start {config.argv[0]}: {exc}"}) + b"\n")
         return
     is_ending = threading.Event()
 

@@ -59,6 +59,7 @@ class _Usage(msgspec.Struct):
 class _Message(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # vLLM's name for it
     tool_calls: list[Any] | None = None
 
 
@@ -68,12 +69,13 @@ class _Choice(msgspec.Struct):
     message: _Message | None = None
     delta: _Message | None = None
     finish_reason: str | None = None
+    stop_reason: int | str | None = None  # of vLLM: the stop sequence that matched, or the id of an end token
     logprobs: Any = None
     prompt_logprobs: list[Any] | None = None
 
 
 class _Error(msgspec.Struct):
-    code: int = 500
+    code: int | str | None = 500
     message: str = ""
     type: str = ""
     n_prompt_tokens: int | None = None
@@ -168,6 +170,12 @@ class LlamaCpp:
         }
         return _encode(config) + b"\n"
 
+    def stage(self, log: str) -> str | None:
+        return None
+
+    def stage_seconds(self, log: str) -> dict[str, float]:
+        return {}
+
     async def is_ready(self, endpoint: Endpoint) -> bool:
         return await self._answers(endpoint, "/health") == 200
 
@@ -225,7 +233,7 @@ class LlamaCpp:
         async with self._ask(endpoint, how.path, how.of_choice(index) | {"stream": False}) as response:
             answer = _read(_decode_answer, await response.read())
         if answer.error is not None:
-            raise _fault(answer.error.code, answer.error)
+            raise _fault(_status(answer.error), answer.error)
         if answer.usage is None or not answer.choices:
             raise EngineFault("the engine's answer has no token counts")
         usage = Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens)
@@ -283,7 +291,7 @@ class LlamaCpp:
                     if answer.error is not None:
                         if batch:
                             yield batch
-                        raise _fault(answer.error.code, answer.error)
+                        raise _fault(_status(answer.error), answer.error)
                     batch += chunks_of(answer)
                 if batch:
                     yield batch
@@ -436,12 +444,19 @@ def _refusal(status: int, data: bytes) -> ServiceError:
     return _fault(status, error or _Error(code=status, message=data[:500].decode(errors="replace")))
 
 
+def _status(error: _Error) -> int:
+    """The HTTP status that an error inside an answer stands for; other engines write words there."""
+    return error.code if isinstance(error.code, int) else 500
+
+
 def _fault(status: int, error: _Error) -> ServiceError:
     if error.type == "exceed_context_size_error":
         return PromptTooLong(
             f"The prompt has {error.n_prompt_tokens} tokens; this model's context holds {error.n_ctx} tokens. "
             "Shorten the prompt."
         )
+    if status == 400 and "maximum context length" in error.message:  # vLLM and SGLang
+        return PromptTooLong(f"{error.message.rstrip('.')}. Shorten the prompt.")
     # What the template or the reader of messages minds comes as a 500, but is the caller's.
     if status == 400 or error.message.startswith(("Failed to parse messages", "Failed to parse tools")):
         _, refused, why = error.message.partition("Jinja Exception: ")
@@ -455,7 +470,7 @@ def _whole_choice(answer: _Answer, how: Plan, index: int) -> Choice:
     text, calls, finish_reason = message.content or "", message.tool_calls or [], choice.finish_reason
     if finish_reason == "length":
         text = text.rstrip("\ufffd")  # half a character, which a stream does not give either
-    reasoning = message.reasoning_content
+    reasoning = message.reasoning_content or message.reasoning
     reader = how.reader()
     if reader is not None:
         read = _joined([reader.feed(text), reader.finish()])
@@ -496,7 +511,7 @@ class _Reading:
         choice = answer.choices[0]
         delta = choice.delta or _Message(content=choice.text)
         text, calls, finish_reason = delta.content or "", delta.tool_calls, choice.finish_reason
-        reasoning = delta.reasoning_content
+        reasoning = delta.reasoning_content or delta.reasoning
         if self._reader is not None:
             read = self._reader.feed(text)
             if finish_reason is not None:
@@ -527,8 +542,29 @@ def _finish_reason(reason: str | None, *, called_tools: bool) -> str | None:
 
 
 def _stop_sequence(answer: _Answer) -> str | None:
+    matched = answer.choices[0].stop_reason
+    if isinstance(matched, str):
+        return matched
     verbose = answer.verbose
     return verbose.stopping_word if verbose is not None and verbose.stop_type == "word" else None
+
+
+def _from_older(logprobs: Mapping[str, Any]) -> dict[str, Any]:
+    """The form of chats, of what engines other than llama.cpp say in OpenAI's older form of completions."""
+    tokens, values = logprobs.get("tokens") or [], logprobs.get("token_logprobs") or []
+    alternatives = logprobs.get("top_logprobs") or [None] * len(tokens)
+    content = [
+        {
+            **_entry(token, value),
+            "top_logprobs": [_entry(other, logprob) for other, logprob in (others or {}).items()],
+        }
+        for token, value, others in zip(tokens, values, alternatives, strict=False)
+    ]
+    return {"content": content}
+
+
+def _entry(token: str, logprob: float | None) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
 
 
 def _trimmed(logprobs: Any, top: int | None) -> Any:
@@ -536,6 +572,6 @@ def _trimmed(logprobs: Any, top: int | None) -> Any:
     if not logprobs or top is None:
         return None
     if "content" not in logprobs:
-        return logprobs  # the older form of OpenAI's completions, from an engine that is no llama.cpp
+        logprobs = _from_older(logprobs)
     content = [{**entry, "top_logprobs": entry.get("top_logprobs", [])[:top]} for entry in logprobs["content"]]
     return {"content": content}

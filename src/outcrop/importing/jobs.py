@@ -18,11 +18,13 @@ from typing import Any
 import structlog
 from msgspec import structs
 
+from outcrop.checkpoints.config import kv_head_count
 from outcrop.checkpoints.engines import LLAMA_CPP, Available
 from outcrop.checkpoints.inspect import Checkpoint
 from outcrop.checkpoints.problems import CheckpointRejected, Problem
 from outcrop.engines.base import CopySpec
 from outcrop.engines.custom import NAME as CUSTOM
+from outcrop.engines.model_shape import thought_style, tool_style
 from outcrop.engines.supported import vllm_architectures
 from outcrop.errors import JobEnded, OutcropError, QuotaExceeded
 from outcrop.ids import JobId
@@ -311,7 +313,7 @@ class Importer:
         """The engines that may serve the job's model; what the custom one's vLLM serves is asked once."""
         name = self._settings.engine_of(job.model_name)
         if name != CUSTOM:
-            return Available(names=frozenset({name}))
+            return Available(names=frozenset({name or LLAMA_CPP}))
         if self._settings.vllm_python and self._architectures is None:
             self._architectures = await vllm_architectures(self._settings.vllm_python)
         asked = {CUSTOM: self._architectures} if self._architectures is not None else {}
@@ -450,12 +452,27 @@ def _model(
             "parameters": checkpoint.parameters,
             "weight_bytes": checkpoint.weight_bytes,
             **({"embedding": asdict(checkpoint.embedding)} if checkpoint.embedding else {}),
+            "shape": _shape(checkpoint),
             **made,
             "notes": notes,
             "scan": dict(scanned),
         },
         created_at=0.0,
     )
+
+
+def _shape(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What engines must know of the model beyond its sizes: ``engines.model_shape``."""
+    config, template = checkpoint.config, checkpoint.chat_template
+    return {
+        "architecture": checkpoint.family.architecture,
+        "model_type": checkpoint.model_type,
+        "dtype": checkpoint.dtype,
+        "attention_heads": config["num_attention_heads"],
+        "kv_heads": kv_head_count(config),
+        "tool_style": tool_style(checkpoint.model_type, template),
+        "thought_style": thought_style(checkpoint.model_type, template),
+    }
 
 
 def _proof_request(checkpoint: Checkpoint) -> GenerateRequest:

@@ -234,6 +234,7 @@ async def _stop(process: asyncio.subprocess.Process, grace_s: float) -> None:
         _signal_group(process.pid, signal.SIGKILL)
         async with asyncio.timeout(_KILL_WAIT_S):
             await process.wait()
+    _signal_group(process.pid, signal.SIGKILL)  # what it started and left behind, when it was killed itself
     if process.stdin is not None:
         process.stdin.close()
 

@@ -17,6 +17,9 @@ from outcrop.serving.starts import ColdStarts, Tier
 from outcrop.settings import Settings
 
 READY_POLL_S = 0.01
+SLOW_READY_POLL_S = 0.1  # of an engine whose start is known to take longer than SLOW_START_S
+SLOW_START_S = 10.0
+STAGE_LOG_BYTES = 200_000  # of a copy's log, in which its engine says how its start went
 CACHED_SHARE = 0.8  # of an artefact's pages in memory, from which a start reads no disk
 
 
@@ -58,7 +61,9 @@ class BringUp:
             await asyncio.to_thread(self.forget_logs, copy.spec.model_id, self._settings.copy_logs_kept)
             copy.process, copy.endpoint = await self.launch(copy.spec, copy.copy_id, known)
             copy.start_timings["spawn_s"] = round(self._clock() - begun, 4)
-            await self.until_ready(copy.spec, copy.endpoint, known)
+            await self.until_ready(copy.spec, copy.process, copy.endpoint, known)
+            log = await asyncio.to_thread(copy.process.last_log_lines, STAGE_LOG_BYTES)
+            copy.start_timings |= self._engines[copy.spec.engine].stage_seconds(log)
         return self._clock() - begun + fetch_s
 
     async def _fetched(self, copy: Copy) -> float:
@@ -83,15 +88,22 @@ class BringUp:
         )
         return process, Endpoint(f"http://127.0.0.1:{process.announced['port']}", secret)
 
-    async def until_ready(self, spec: CopySpec, endpoint: Endpoint, known: ColdStarts) -> None:
-        """Raises EngineFault at the deadline."""
+    async def until_ready(self, spec: CopySpec, process: Process, endpoint: Endpoint, known: ColdStarts) -> None:
+        """Raises EngineFault at the deadline, and at once when the process ends."""
         deadline_s, engine = self._deadline_s(spec, known), self._engines[spec.engine]
         try:
             async with asyncio.timeout(deadline_s):
                 while not await engine.is_ready(endpoint):
-                    await asyncio.sleep(READY_POLL_S)
+                    if process.returncode is not None:
+                        raise EngineFault(
+                            f"the copy ended before it was ready, with status {process.returncode}; the end of its "
+                            f"log:\n{process.last_log_lines()}"
+                        )
+                    await asyncio.sleep(READY_POLL_S if spec.start_s < SLOW_START_S else SLOW_READY_POLL_S)
         except TimeoutError as exc:
-            raise EngineFault(f"The copy was not ready after {deadline_s:g} s.") from exc
+            stage = engine.stage(process.last_log_lines(STAGE_LOG_BYTES))
+            reached = f" The last stage it reached: {stage}." if stage else ""
+            raise EngineFault(f"The copy was not ready after {deadline_s:g} s.{reached}") from exc
 
     def forget_logs(self, model_id: str, kept: int) -> None:
         """Remove all but the newest *kept* logs of the model's copies. Blocks."""

@@ -10,6 +10,7 @@ from msgspec import Struct
 from outcrop.engines.base import CopySpec
 from outcrop.engines.llama_cpp import NAME as LLAMA_CPP
 from outcrop.engines.llama_cpp import default_slots
+from outcrop.engines.model_shape import shape_of
 from outcrop.errors import EngineMissing, ModelNotFound
 from outcrop.ids import imported_model_arn, imported_model_id
 from outcrop.inference.canonical import ModelFacts
@@ -31,6 +32,13 @@ class Served(Struct, frozen=True):
     spec: CopySpec
 
 
+class Kept(Struct, frozen=True):
+    """A model that nothing here can serve now, and why."""
+
+    record: ImportedModel
+    reason: str
+
+
 class Catalogue:
     """Imported models by ARN, id and name, within an account. Owned by the event loop.
 
@@ -43,7 +51,7 @@ class Catalogue:
         self._memory_bytes = memory_bytes
         self._by_key: dict[tuple[str, str], Served] = {}
         self._by_id: dict[str, Served] = {}
-        self._kept: dict[tuple[str, str], ImportedModel] = {}  # no engine here serves these
+        self._kept: dict[tuple[str, str], Kept] = {}  # no engine here serves these
         self._aliases: dict[tuple[str, str], str] = {}  # (account, alias) -> model id
 
     def load(self, records: Iterable[ImportedModel]) -> None:
@@ -51,10 +59,15 @@ class Catalogue:
             self.add(record)
 
     def add(self, record: ImportedModel) -> None:
-        if record.facts["engine"] is None and self._settings.engine_of(record.model_name) == LLAMA_CPP:
-            self._kept[record.account, record.model_id] = self._kept[record.account, record.model_name] = record
+        try:
+            spec = self.spec(record)
+        except EngineMissing as exc:
+            self._by_id.pop(record.model_id, None)
+            for key in (record.model_id, record.model_name):
+                self._by_key.pop((record.account, key), None)
+                self._kept[record.account, key] = Kept(record, exc.message)
             return
-        served = Served(record, self.facts(record), self.spec(record))
+        served = Served(record, self.facts(record, spec), spec)
         self._by_key[record.account, record.model_id] = served
         self._by_key[record.account, record.model_name] = served
         self._by_id[record.model_id] = served
@@ -74,12 +87,7 @@ class Catalogue:
             key = account, model_id
             served = self._by_key.get(key)
         if served is None and (kept := self._kept.get(key)) is not None:
-            able = [f"{entry['engine']} ({entry['hardware']})" for entry in kept.facts["engines"] if entry["serves"]]
-            raise EngineMissing(
-                f"The model {kept.model_name} ({kept.architecture}) is imported, but no engine of this installation "
-                f"serves it. It needs {' or '.join(able)}: install one of them and import the model again, or set "
-                "OUTCROP_CUSTOM_ENGINE."
-            )
+            raise EngineMissing(kept.reason)
         if served is None or (identifier.startswith("arn:") and identifier != served.facts.arn):
             raise ModelNotFound(f"Could not find imported model {identifier}. Check the model ARN or name.")
         return served
@@ -124,13 +132,13 @@ class Catalogue:
         found = {served.record.model_id: served for (owner, _), served in self._by_key.items() if owner == account}
         return sorted(found.values(), key=lambda served: served.record.created_at)
 
-    def facts(self, record: ImportedModel) -> ModelFacts:
+    def facts(self, record: ImportedModel, spec: CopySpec) -> ModelFacts:
         return ModelFacts(
             model_id=record.model_id,
             arn=imported_model_arn(self._settings.region, record.account, record.model_id),
             account=record.account,
             name=record.model_name,
-            context_tokens=self._context(record),
+            context_tokens=spec.context_tokens,
             has_chat_template=record.instruct_supported,
             dialect=record.dialect,
             takes_images=record.facts.get("modality") == "vision-language",
@@ -138,7 +146,11 @@ class Catalogue:
         )
 
     def spec(self, record: ImportedModel) -> CopySpec:
-        """How a copy of *record* is started on this machine: everything derived, every value overridable."""
+        """How a copy of *record* is started on this machine: everything derived, every value overridable.
+
+        Raises EngineMissing when no engine of this installation serves it.
+        """
+        engine = self._engine(record)
         context = self._context(record)
         slots = self._settings.slots or default_slots(context, record.facts["kv_bytes_per_token"], self._memory_bytes)
         weight_bytes = record.facts.get("artifact_bytes", record.facts["weight_bytes"])
@@ -153,7 +165,9 @@ class Catalogue:
             slots=slots,
             threads=self._settings.threads_per_copy(),
             kv_f32=kv_f32,
-            engine=self._settings.engine_of(record.model_name),
+            engine=engine,
+            model=shape_of(record.facts),
+            slots_limit=self._settings.slots,
             weight_bytes=weight_bytes,
             pooling=embedding["pooling"] if embedding else None,
             normalizes=embedding is None or embedding["normalize"],
@@ -162,6 +176,23 @@ class Catalogue:
             kv_bytes=context * slots * record.facts["kv_bytes_per_token"] * (2 if kv_f32 else 1),
         )
         return self._fitted(spec)
+
+    def _engine(self, record: ImportedModel) -> str:
+        """The engine that the settings name, else the one that the import was for."""
+        engine = self._settings.engine_of(record.model_name) or record.facts["engine"]
+        if engine is None:
+            able = [f"{entry['engine']} ({entry['hardware']})" for entry in record.facts["engines"] if entry["serves"]]
+            raise EngineMissing(
+                f"The model {record.model_name} ({record.architecture}) is imported, but no engine of this "
+                f"installation serves it. It needs {' or '.join(able)}: install one of them and import the model "
+                "again, or set OUTCROP_CUSTOM_ENGINE."
+            )
+        if engine == LLAMA_CPP and "artifact_bytes" not in record.facts:
+            raise EngineMissing(
+                f"The model {record.model_name} was imported for {record.facts['engine']}, and {LLAMA_CPP} needs an "
+                "artefact of its own. Import it again, or put it on its engine again (OUTCROP_ENGINE_BY_MODEL)."
+            )
+        return str(engine)
 
     def _context(self, record: ImportedModel) -> int:
         own: int = record.facts["context_tokens"]

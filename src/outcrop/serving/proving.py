@@ -32,7 +32,7 @@ async def prove(
     copy.process = process
     try:
         spawned = clock()
-        await bring_up.until_ready(spec, endpoint, known)
+        await bring_up.until_ready(spec, process, endpoint, known)
         ready = clock()
         mismatches = await _mismatches(engine, endpoint, probes if engine.can_tokenize else ())
         asked = clock()

@@ -1,0 +1,109 @@
+"""What the adapters of engines for GPUs share: a derived command line, started by the parent process of engines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct, structs
+
+from outcrop.engines.base import CopySpec
+from outcrop.engines.custom import OpenAIServer
+from outcrop.engines.hardware import Hardware
+
+SERVED_NAME = "model"  # what every copy calls its only model; callers never see it
+HOST_BYTES = 4_000_000_000  # of RAM that the processes of a copy on GPUs take
+GPU_START_S = 60.0  # processes, imports, graphs
+
+
+class Options(Struct, frozen=True):
+    """What an operator may set. *extra*: further arguments, which win over the derived ones.
+
+    *work*: folder of what is kept between starts, such as compile caches, one a model.
+    """
+
+    command: str
+    work: Path
+    memory_share: float = 0.9
+    load_format: str = "auto"
+    extra: tuple[str, ...] = ()
+
+
+class Served(Struct, frozen=True):
+    """How one model is served. *argv* has ``{port}`` where the port goes. *reasons*: why so, for people.
+
+    *files*: names -> texts that only the copy may read; ``{files}`` in *argv* is their folder, ``{secret}`` in a text
+    the copy's key.
+    """
+
+    argv: tuple[str, ...]
+    context_tokens: int
+    slots: int
+    gpus: int
+    host_bytes: int
+    start_s: float
+    environment: Mapping[str, str] = {}
+    files: Mapping[str, str] = {}
+    can_sleep: bool = False
+    reasons: tuple[str, ...] = ()
+
+
+class DerivedServer(OpenAIServer):
+    """A server whose command line follows from the checkpoint and the hardware (*derive*, pure)."""
+
+    def __init__(
+        self,
+        derive: Callable[[CopySpec, Hardware, Options], Served],
+        options: Options,
+        hardware: Hardware,
+        *,
+        request_timeout_s: float,
+    ) -> None:
+        super().__init__(request_timeout_s=request_timeout_s)
+        self._derive = derive
+        self._options = options
+        self._hardware = hardware
+
+    def served(self, spec: CopySpec) -> Served:
+        """How *spec* is served here, with the reasons. Raises EngineMissing when it does not fit."""
+        return self._derive(spec, self._hardware, self._options)
+
+    def fitted(self, spec: CopySpec) -> CopySpec:
+        """Its processes share nothing with one another: all memory is the copy's own."""
+        found = self.served(spec)
+        return structs.replace(
+            spec,
+            context_tokens=found.context_tokens,
+            slots=found.slots,
+            threads=spec.threads if not found.gpus else 0,
+            gpus=found.gpus,
+            weight_bytes=0,
+            kv_bytes=found.host_bytes,
+            start_s=found.start_s + spec.model.weight_bytes / 1e9,  # a slow disk's gigabyte a second
+        )
+
+    def command(self, spec: CopySpec) -> list[str]:
+        return [sys.executable, "-P", "-m", "outcrop.engines.custom_child"]
+
+    def child_config(self, spec: CopySpec, secret: str) -> bytes:
+        found, work = self.served(spec), self._options.work / spec.model_id
+        environment = dict(found.environment)
+        if spec.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, spec.devices))
+        config = {
+            "argv": list(found.argv),
+            "secret": secret,
+            "environment": environment,
+            # Compile caches are found by the path of the model, which differs between the import and later.
+            "links": {str(checkpoint_of(self._options, spec)): str(spec.artifact.parent / "checkpoint")},
+            "files": dict(found.files),
+            "folder": str(work),
+        }
+        return msgspec.json.encode(config) + b"\n"
+
+
+def checkpoint_of(options: Options, spec: CopySpec) -> Path:
+    """Where a copy finds the checkpoint: a link that has the same path for all of a model's life."""
+    return options.work / spec.model_id / "checkpoint"

@@ -1,0 +1,80 @@
+"""vLLM, on GPUs and on the processor: how a copy is started, asked, measured and put to sleep.
+
+It lives in an environment of its own; a setting names its command, else it is looked for on PATH.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import structs
+
+from outcrop.engines import vllm_logs
+from outcrop.engines.base import Endpoint
+from outcrop.engines.hardware import Hardware
+from outcrop.engines.llama_cpp_request import Plan
+from outcrop.engines.on_gpus import SERVED_NAME, DerivedServer, Options
+from outcrop.engines.vllm_command import served
+from outcrop.errors import EngineFault
+from outcrop.inference.canonical import GenerateRequest
+
+NAME = "vllm"
+
+
+class _Count(msgspec.Struct):
+    count: int
+    tokens: list[int]
+
+
+class Vllm(DerivedServer):
+    """Client and command of vLLM copies."""
+
+    name = NAME
+    can_tokenize = True
+
+    def __init__(self, options: Options, hardware: Hardware, *, request_timeout_s: float) -> None:
+        super().__init__(served, options, hardware, request_timeout_s=request_timeout_s)
+
+    def stage(self, log: str) -> str | None:
+        return vllm_logs.stage(log)
+
+    def stage_seconds(self, log: str) -> dict[str, float]:
+        return vllm_logs.stage_seconds(log)
+
+    def planned(self, request: GenerateRequest) -> Plan:
+        """OpenAI's field names, and vLLM's own where OpenAI has none, which are the canonical ones."""
+        plan = super().planned(request)
+        body: dict[str, Any] = {**plan.body, "model": SERVED_NAME}
+        if request.kind == "completion" and plan.top_logprobs is not None:
+            body["logprobs"] = plan.top_logprobs
+        return structs.replace(plan, body=body)
+
+    async def count_tokens(self, endpoint: Endpoint, request: GenerateRequest) -> int:
+        """Renders the chat template and tokenizes; nothing is generated."""
+        kept = ("messages", "tools", "chat_template_kwargs") if request.kind == "chat" else ("prompt",)
+        body = {key: request.body[key] for key in kept if key in request.body}
+        if isinstance(body.get("prompt"), list):
+            return len(body["prompt"])
+        return (await self._tokenized(endpoint, body)).count
+
+    async def tokenize(self, endpoint: Endpoint, text: str, *, add_special: bool = False) -> list[int]:
+        return (await self._tokenized(endpoint, {"prompt": text, "add_special_tokens": add_special})).tokens
+
+    async def _tokenized(self, endpoint: Endpoint, body: dict[str, Any]) -> _Count:
+        async with self._ask(endpoint, "/tokenize", {"model": SERVED_NAME, **body}) as response:
+            data = await response.read()
+        try:
+            return msgspec.json.decode(data, type=_Count)
+        except msgspec.MsgspecError as exc:
+            raise EngineFault(f"the engine's answer could not be read: {exc}") from exc
+
+    async def sleep(self, endpoint: Endpoint, level: int = 1) -> None:
+        """Free the GPU: weights to RAM (level 1) or dropped (2), cache dropped. Of use only where it is really done:
+        on the processor vLLM answers 200 and does nothing, so a copy there is never asked."""
+        async with self._ask(endpoint, f"/sleep?level={level}", {}) as response:
+            await response.read()
+
+    async def wake(self, endpoint: Endpoint) -> None:
+        async with self._ask(endpoint, "/wake_up", {}) as response:
+            await response.read()
