@@ -8,10 +8,9 @@ import fcntl
 import gc
 import json
 import os
-import shutil
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,8 +41,9 @@ from outcrop.awswire.service import Router, Service
 from outcrop.engines.base import Engine
 from outcrop.engines.custom import Custom
 from outcrop.engines.hardware import Hardware, detect
+from outcrop.engines.installed import SGLANG, TENSORRT_LLM, VLLM, Installed, installed
 from outcrop.engines.llama_cpp import LlamaCpp
-from outcrop.engines.on_gpus import Options
+from outcrop.engines.on_gpus import Options, sweep
 from outcrop.engines.sglang import SGLang
 from outcrop.engines.simulated import Simulated
 from outcrop.engines.tensorrt_llm import TensorRTLLM
@@ -112,10 +112,13 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         registry = await asyncio.to_thread(Registry.open, settings.database)
         await asyncio.to_thread(registry.sweep)
         store = await asyncio.to_thread(WeightStore, settings.store)
-        hardware = await asyncio.to_thread(detect, settings.cpu_cores or machine.cores(), machine.memory_bytes())
-        engines = engines_of(settings, hardware)
-        by_name = {engine.name: engine for engine in engines}
-        catalogue = Catalogue(settings, machine.memory_bytes(), lambda spec: by_name[spec.engine].fitted(spec))
+        hardware = await asyncio.to_thread(
+            detect, settings.cpu_cores or machine.cores(), machine.memory_bytes(), settings.gpus
+        )
+        found = await asyncio.to_thread(installed, settings, hardware)
+        engines = engines_of(settings, hardware, found)
+        fitted = {engine.name: engine.fitted for engine in engines}
+        catalogue = Catalogue(settings, machine.memory_bytes(), fitted)
         metrics = Metrics(catalogue.name_of, lambda: (name for _, name in catalogue.by_id()))
         requests = RequestLog(
             settings.logs / "requests.jsonl", most_bytes=settings.request_log_bytes, kept=settings.request_records
@@ -133,6 +136,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         if traces is not None:
             metrics.watch(lambda: [(SPANS_DROPPED, (), traces.dropped)])
         catalogue.load(await asyncio.to_thread(registry.all_models))
+        await asyncio.to_thread(sweep, settings.engine_work, await asyncio.to_thread(registry.model_ids))
         records = ServingRecords(registry)
         fleet = Fleet(
             engines,
@@ -142,6 +146,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             cores=settings.cpu_cores or machine.cores(),
             on_start=lambda model_id, tier, seconds: _in_background(records.add_start, model_id, tier, seconds),
             model_count=catalogue.count,
+            gpus=len(hardware.gpus),
             events=metrics,
             meter=meter,
         )
@@ -155,7 +160,13 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             fleet.learned(model.model_id, proven_start(model))
 
         importer = Importer(
-            settings=settings, registry=registry, store=store, fleet=fleet, spec=catalogue.spec, on_model=on_model
+            settings=settings,
+            registry=registry,
+            store=store,
+            fleet=fleet,
+            engines=found,
+            spec=catalogue.spec,
+            on_model=on_model,
         )
         fleet.brings_back_with(importer.bucket.bring_back)
         generation = Generation(fleet, settings, recorder)
@@ -233,34 +244,36 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             await fleet.close(settings.drain_s)
 
 
-def engines_of(settings: Settings, hardware: Hardware) -> list[Engine]:
-    """The engines that *settings* make possible. Raises BadSetting for a model on one that they do not."""
+def engines_of(settings: Settings, hardware: Hardware, found: Sequence[Installed]) -> list[Engine]:
+    """The engines of *found* that can be used. Raises BadSetting for a model on one that cannot."""
     timeout_s = settings.request_timeout_s
-    engines: list[Engine] = [LlamaCpp(request_timeout_s=timeout_s)]
+    usable = {engine.engine: engine for engine in found if engine.is_usable}
+    engines: list[Engine] = [
+        LlamaCpp(request_timeout_s=timeout_s),
+        Simulated(settings.simulated, request_timeout_s=timeout_s),
+    ]
     if settings.custom_engine:
         engines.append(Custom(settings.custom_engine, request_timeout_s=timeout_s))
-    on_gpus: list[tuple[Callable[..., Engine], str, str, list[str]]] = [
-        (Vllm, settings.vllm, "vllm", settings.vllm_args),
-        (SGLang, settings.sglang, "sglang", settings.sglang_args),
-        (TensorRTLLM, settings.tensorrt_llm, "trtllm-serve", settings.tensorrt_llm_args),
+    on_gpus: list[tuple[Callable[..., Engine], str, list[str]]] = [
+        (Vllm, VLLM, settings.vllm_args),
+        (SGLang, SGLANG, settings.sglang_args),
+        (TensorRTLLM, TENSORRT_LLM, settings.tensorrt_llm_args),
     ]
-    for engine, named, usual, arguments in on_gpus:
-        if command := named or shutil.which(usual):
+    for engine, name, arguments in on_gpus:
+        if name in usable:
             options = Options(
-                command=command,
+                command=usable[name].command or name,
                 work=settings.engine_work,
                 memory_share=settings.gpu_memory_share,
                 load_format=settings.load_format,
                 extra=tuple(arguments),
             )
             engines.append(engine(options, hardware, request_timeout_s=timeout_s))
-    engines.append(Simulated(settings.simulated, request_timeout_s=timeout_s))
-    names = [engine.name for engine in engines]
     for model, name in settings.engine_by_model.items():
-        if name not in names:
+        if name not in usable:
             raise BadSetting(
-                f"engine_by_model puts {model!r} on {name!r}; the engines here are {', '.join(names)} "
-                "(OUTCROP_ENGINE_BY_MODEL)"
+                f"engine_by_model puts {model!r} on {name!r}; the engines here are {', '.join(usable)} "
+                "(OUTCROP_ENGINE_BY_MODEL; outcrop engines says why not others)"
             )
     return engines
 

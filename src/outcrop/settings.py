@@ -300,6 +300,9 @@ class Settings(BaseSettings):
         default="", description="Command of TensorRT-LLM, `trtllm-serve`; empty: the one on PATH, if any."
     )
     tensorrt_llm_args: list[str] = Field(default=[], description="Further arguments of `trtllm-serve serve`; they win.")
+    gpus: list[int] | None = Field(
+        default=None, description="GPUs that copies may use, by the driver's index (JSON: `[0, 1]`); unset: all."
+    )
     gpu_memory_share: float = Field(
         default=0.9, gt=0, le=1, description="Share of a GPU's memory that one copy takes; the rest is the driver's."
     )

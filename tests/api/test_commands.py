@@ -186,3 +186,25 @@ def test_models_show_tells_what_the_scan_and_the_proof_found(server: Server, mod
     assert model in shown
     assert "all finite" in shown
     assert outcrop(server, "models", "show", "absent").returncode == 2
+
+
+def test_engines_says_what_this_machine_can_use_and_why_not_the_rest(server: Server) -> None:
+    told = outcrop(server, "engines")
+    found = json.loads(outcrop(server, "engines", "--json").stdout)
+
+    assert told.returncode == 0
+    assert "This machine grants" in told.stdout
+    by_name = {engine["engine"]: engine for engine in found["engines"]}
+    assert by_name["llama.cpp"]["is_usable"]
+    assert by_name["llama.cpp"]["version"]
+    assert not by_name["custom"]["is_usable"]
+    assert "OUTCROP_CUSTOM_ENGINE" in by_name["custom"]["reason"]
+    assert not by_name["simulated"]["is_choosable"]
+    assert found["hardware"]["cores"] > 0
+
+
+def test_models_show_says_why_a_model_runs_on_its_engine(server: Server, model: str) -> None:
+    told = outcrop(server, "models", "show", "tiny").stdout
+
+    assert "runs on   llama.cpp" in told
+    assert "the first that serves it here" in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,44 @@ def test_a_model_on_an_engine_that_is_not_there_stops_the_start(tmp_path: Path) 
 
     with pytest.raises(AssertionError, match="engine_by_model puts '\\*' on 'warp-drive'"):
         server.start()
+
+
+def test_a_model_can_be_put_on_another_engine_and_back_and_says_why_it_is_on_it(
+    served: tuple[Server, str], tiny: Path
+) -> None:
+    server, _ = served
+    arn = server.import_model(tiny, "moved")
+    chosen = server.admin("/outcrop/v1/models/moved")["engine"]
+    put = server.patch("/outcrop/v1/models/moved", {"engine": "simulated"})["engine"]
+    simulated = invoke(server, arn, CHAT)[1]["x-outcrop-engine"]
+    back = server.patch("/outcrop/v1/models/moved", {"engine": None})["engine"]
+
+    assert chosen["name"] == "llama.cpp"
+    assert chosen["reasons"][0] == "llama.cpp: the first that serves it here (CPU)"
+    assert any(reason.startswith("vllm: ") for reason in chosen["reasons"])
+    assert (put["name"], simulated) == ("simulated", "simulated")
+    assert "an operator put the model on it" in put["reasons"][0]
+    assert back == chosen
+    assert invoke(server, arn, CHAT)[1]["x-outcrop-engine"] == "llama.cpp"
+
+
+def test_a_model_is_not_put_where_it_cannot_run(served: tuple[Server, str]) -> None:
+    server, arn = served
+
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.patch("/outcrop/v1/models/planned", {"engine": "llama.cpp"})
+    assert b"needs an artefact of its own" in refused.value.read()
+    assert invoke(server, arn, CHAT)[1]["x-outcrop-engine"] == "simulated"
+
+
+def test_an_import_may_name_its_engine(served: tuple[Server, str], tiny: Path) -> None:
+    server, _ = served
+    bedrock = server.client("bedrock")
+    uri = server.put(tiny, "named")
+    job = server.ended_job(server.create_job(uri, "named", jobTags=[{"key": "outcrop:engine", "value": "simulated"}]))
+    with pytest.raises(ClientError, match=r"outcrop:engine is 'warp-drive'; the engines here are llama\.cpp"):
+        server.create_job(uri, "refused", jobTags=[{"key": "outcrop:engine", "value": "warp-drive"}])
+
+    assert job["status"] == "Completed"
+    assert server.admin("/outcrop/v1/models/named")["engine"]["name"] == "simulated"
+    bedrock.delete_imported_model(modelIdentifier="named")

@@ -9,9 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from outcrop.engines.base import CopySpec, Endpoint
 from outcrop.errors import EngineFault, EngineTimeout
-from outcrop.inference.canonical import Chunk, Completion, GenerateRequest, Usage
+from outcrop.inference.canonical import Choice, Chunk, Completion, GenerateRequest, Usage
 from outcrop.serving.fleet import Fleet
 from outcrop.settings import Settings
 
@@ -137,6 +139,20 @@ class FakeEngine:
     def __init__(self, launcher: FakeLauncher, token_s: float = 0.1) -> None:
         self._launcher = launcher
         self.token_s = token_s
+        self.can_sleep = False
+        self.says = "fine"
+        self.slept = self.woken = 0
+
+    def asleep(self, spec: CopySpec) -> CopySpec | None:
+        return structs.replace(spec, gpus=0, devices=(), kv_bytes=spec.kv_bytes + 10 * GB) if self.can_sleep else None
+
+    async def sleep(self, endpoint: Endpoint) -> None:
+        await asyncio.sleep(0.2)
+        self.slept += 1
+
+    async def wake(self, endpoint: Endpoint) -> None:
+        await asyncio.sleep(0.3)
+        self.woken += 1
 
     def fitted(self, spec: CopySpec) -> CopySpec:
         return spec
@@ -170,7 +186,7 @@ class FakeEngine:
     async def complete(self, endpoint: Endpoint, request: GenerateRequest) -> Completion:
         for _ in range(int(request.body.get("max_tokens", 1))):
             await self._token(endpoint)
-        return Completion(choices=[], usage=Usage(1, 1))
+        return Completion(choices=[Choice(0, self.says, "stop")], usage=Usage(1, 1))
 
     async def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[list[Chunk], None]:
         for number in range(int(request.body["max_tokens"])):
@@ -220,16 +236,19 @@ def make_fleet(
     memory_bytes: int = 100 * GB,
     cores: int = 16,
     model_count: int = 1,
+    gpus: int = 0,
+    engine: FakeEngine | None = None,
     **given: Any,
 ) -> Fleet:
     settings = Settings(**{"home": Path("/nowhere"), "cpu_threads": 1, "keep_alive_s": 60, **given})
     return Fleet(
-        [FakeEngine(launcher)],
+        [engine or FakeEngine(launcher)],
         launcher,  # type: ignore[arg-type]  # the same shape without processes
         settings=settings,
         memory_bytes=memory_bytes,
         cores=cores,
         model_count=lambda: model_count,
+        gpus=gpus,
         clock=loop.time,
         wall=loop.time,
     )

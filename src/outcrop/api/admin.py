@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from msgspec import structs
@@ -54,6 +55,7 @@ class Admin:
             "source": model.s3_uri,
             "model_units": model.model_units,
             "dialect": model.dialect,
+            "engine": self._catalogue.engine_now(model),
             "facts": dict(model.facts),
             "timings": dict(job.timings) if job else {},
             "files": job.detail.get("files", []) if job else [],
@@ -68,14 +70,22 @@ class Admin:
         return {"freed_bytes": await self._importer.collect()}
 
     async def change_model(self, principal: Principal, identifier: str, raw: bytes) -> dict[str, Any]:
-        """Set what is given in the body: ``{"dialect": null | "llama" | "mistral" | "openai"}``; the model after it."""
+        """Set what is given in the body; the model after it.
+
+        ``dialect``: null, ``llama``, ``mistral`` or ``openai``. ``engine``: the one to run the model on; null gives the
+        choice back. Its copies drain and start anew.
+        """
         body = decode_object(raw)
-        unknown = sorted(body.keys() - {"dialect"})
-        if unknown or "dialect" not in body:
-            raise InvalidRequest(f'the body must hold "dialect" and nothing else, got {unknown or "nothing"}')
-        dialect = fields.one_of(body, "dialect", tuple(DIALECTS))
-        record = await asyncio.to_thread(self._registry.set_dialect, principal.account, identifier, dialect)
-        self._catalogue.add(record)
+        unknown = sorted(body.keys() - {"dialect", "engine"})
+        if unknown or not body:
+            raise InvalidRequest(f'the body may hold "dialect" and "engine", got {unknown or "nothing"}')
+        if "dialect" in body:
+            dialect = fields.one_of(body, "dialect", tuple(DIALECTS))
+            record = await asyncio.to_thread(self._registry.set_dialect, principal.account, identifier, dialect)
+            self._catalogue.add(record)
+        if "engine" in body:
+            engine = None if body["engine"] is None else fields.text(body, "engine")
+            await self._put_on(principal, identifier, engine)
         return await self.model(principal, identifier)
 
     async def evict_model(self, principal: Principal, identifier: str) -> dict[str, Any]:
@@ -87,6 +97,16 @@ class Admin:
         await self._importer.bucket.check(served.record)
         await self._fleet.rest(served.record.model_id)
         return {"freed_bytes": await self._importer.bucket.give_up(served.record)}
+
+    async def _put_on(self, principal: Principal, identifier: str, engine: str | None) -> None:
+        """Raises EngineMissing, and changes nothing, when that engine cannot run the model here."""
+        model = await asyncio.to_thread(self._registry.model, principal.account, identifier)
+        spec = self._catalogue.spec(replace(model, engine=engine))
+        record = await asyncio.to_thread(self._registry.set_engine, principal.account, identifier, engine)
+        self._catalogue.add(record)
+        # Not rolled one by one: from here on answers say that they are the new engine's.
+        self._fleet.adopt(spec)
+        self._fleet.retire(record.model_id)
 
     def _served(self, entry: Served) -> dict[str, Any]:
         spec = self._fleet.spec_of(entry.spec)

@@ -26,6 +26,7 @@ from outcrop.telemetry.recorder import Recorder
 from outcrop.telemetry.requests import RequestFacts
 
 _ANYONE = Patience(Ask(), None, None)
+ENGINE = "x-outcrop-engine"
 ATTEMPTS = 2  # a copy that dies before its first byte costs the caller nothing: another one answers
 
 
@@ -43,7 +44,7 @@ class Measured(RequestFacts):
 
     def of_engine(self, engine: str) -> None:
         """Say in the answer which engine made it; a simulated answer must not pass for a real one."""
-        self.notes.append(("x-outcrop-engine", engine))
+        self.notes[:] = [note for note in self.notes if note[0] != ENGINE] + [(ENGINE, engine)]
 
 
 class Generation:
@@ -212,6 +213,7 @@ class Generation:
             measured.left()
             raise
         measured.placed(lease.copy_id, lease.held_s, lease.cold_start)
+        measured.of_engine(lease.copy.spec.engine)  # the model may have been put on another one while this was held
         return lease
 
 

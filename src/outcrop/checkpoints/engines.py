@@ -43,10 +43,17 @@ _GATED = ("hidden_act", frozenset({"silu", "swish"}))
 
 @dataclass(frozen=True, slots=True)
 class Available:
-    """The engines of this installation. *architectures*: what an engine that was asked says it serves."""
+    """The engines of this installation. *architectures*: what an engine that was asked says it serves.
+
+    *order*: which to take first where several serve a checkpoint.
+    """
 
     names: frozenset[str] = frozenset({LLAMA_CPP})
     architectures: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
+
+    def without(self, name: str) -> Available:
+        return Available(self.names - {name}, self.architectures, self.order)
 
     def supporting(self, architecture: str) -> frozenset[str]:
         return frozenset(name for name in self.names if architecture in self.architectures.get(name, ()))
@@ -77,9 +84,9 @@ def verdicts(
     tokenizer_obstacle: str | None,
     available: Available,
 ) -> tuple[EngineVerdict, ...]:
-    """One verdict per engine that is known or available, llama.cpp first."""
+    """One verdict per engine that is known or available, the one to take first in front (llama.cpp by default)."""
     found = []
-    for engine in dict.fromkeys([*HARDWARE, *sorted(available.names)]):
+    for engine in dict.fromkeys([*available.order, *HARDWARE, *sorted(available.names)]):
         reason = _obstacle(engine, family, config, quantised, tokenizer_obstacle, available)
         found.append(
             EngineVerdict(

@@ -10,9 +10,13 @@ from typing import Any, NoReturn
 
 import typer
 
+from outcrop.checkpoints.engines import Available
 from outcrop.cli.client import HOME, JSON, echo_json
+from outcrop.engines.hardware import detect
+from outcrop.engines.installed import installed
 from outcrop.errors import ServiceError
-from outcrop.settings import load
+from outcrop.launchers import machine
+from outcrop.settings import Settings, load
 
 REJECTED, UNREADABLE = 1, 3
 
@@ -52,6 +56,13 @@ def _leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+def _available(settings: Settings) -> Available:
+    """The engines that an import on this machine would choose from."""
+    hardware = detect(settings.cpu_cores or machine.cores(), machine.memory_bytes(), settings.gpus)
+    usable = [engine.engine for engine in installed(settings, hardware) if engine.is_usable and engine.is_choosable]
+    return Available(names=frozenset(usable), order=tuple(usable))
+
+
 async def _told(source: str, role: str | None, home: Path | None) -> dict[str, Any]:
     from outcrop.importing.preflight import preflight
     from outcrop.importing.rates import Rates, import_stages
@@ -62,7 +73,7 @@ async def _told(source: str, role: str | None, home: Path | None) -> dict[str, A
     is_remote = source.startswith("s3://")
     opened = open_source(source, settings, role_arn=role) if is_remote else open_local(source)
     try:
-        found = await preflight(opened)
+        found = await preflight(opened, await asyncio.to_thread(_available, settings))
         return report(found, Rates(settings.store).expected(import_stages(found, settings.store)))
     finally:
         await opened.aclose()

@@ -39,13 +39,16 @@ def import_model(
         help=f"The model gives embeddings, its tokens pooled so ({', '.join(POOLINGS)}); the default is what a "
         "sentence-transformers checkpoint says.",
     ),
+    engine: str | None = typer.Option(
+        None, help="Put the model on this engine (outcrop engines); the default is the first that serves it."
+    ),
     wait: bool = typer.Option(True, "--wait/--no-wait", help="Follow the job to its end."),
     home: Path | None = HOME,
     as_json: bool = JSON,
 ) -> None:
     """Import a checkpoint (Hugging Face safetensors). Exits with 1 and the reason when the import fails."""
     client = connect(home)
-    chosen = tags(quantize, accepts_any_proof=accept_broken, pooling=embedding)
+    chosen = tags(quantize, accepts_any_proof=accept_broken, pooling=embedding, engine=engine)
     uri = source if source.startswith("s3://") else _upload(client, Path(source), name)
     bedrock = client.aws("bedrock")
     arn = bedrock.create_model_import_job(

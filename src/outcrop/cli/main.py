@@ -11,6 +11,7 @@ from outcrop.cli import (
     bench,
     check,
     deploy,
+    engines,
     imports,
     models,
     plan,
@@ -47,6 +48,7 @@ def root(version: bool = typer.Option(False, "--version", callback=_version, is_
 
 app.command("serve")(serve.serve)
 app.command("check")(check.check)
+app.command("engines")(engines.engines)
 app.command("import")(imports.import_model)
 app.add_typer(imports.jobs_app, name="jobs")
 app.add_typer(models.app, name="models")

@@ -44,6 +44,9 @@ def show_model(name: str = typer.Argument(help="Name or ARN."), home: Path | Non
     facts = found["facts"]
     typer.echo(f"{found['model_name']}  {found['model_arn']}")
     typer.echo(f"  from      {found['source']}, {found['architecture']}, {found['model_units']} unit(s) per copy")
+    typer.echo(f"  runs on   {found['engine']['name'] or 'no engine here'}")
+    for reason in found["engine"]["reasons"]:
+        typer.echo(f"            {reason}")
     plain = {key: value for key, value in facts.items() if not isinstance(value, dict | list | None)}
     for key, value in plain.items():
         typer.echo(f"  {key:<22} {value}")
@@ -87,7 +90,7 @@ class Dialect(StrEnum):
 
 
 DIALECT = typer.Option(
-    ..., help='Answers to "prompt": llama (generation), mistral (outputs), openai (choices); auto: by the body.'
+    None, help='Answers to "prompt": llama (generation), mistral (outputs), openai (choices); auto: by the body.'
 )
 SCHEMA = typer.Option(None, exists=True, dir_okay=False, help="File of a JSON Schema that the answer must fit.")
 STOP = typer.Option([], help="End the answer here; may be repeated.")
@@ -96,14 +99,27 @@ STOP = typer.Option([], help="End the answer here; may be repeated.")
 @app.command("set")
 def set_(
     name: str = typer.Argument(help="Name or ARN."),
-    dialect: Dialect = DIALECT,
+    dialect: Dialect | None = DIALECT,
+    engine: str | None = typer.Option(None, help="Run it on this engine (outcrop engines); auto: the import's choice."),
     home: Path | None = HOME,
     as_json: bool = JSON,
 ) -> None:
-    """Change how a model answers. Takes effect at once and lasts."""
-    path = f"/outcrop/v1/models/{quote(name, safe='')}"
-    changed = connect(home).patch(path, {"dialect": None if dialect is Dialect.AUTO else dialect.value})
-    echo_json(changed) if as_json else typer.echo(f"{changed['model_name']} answers in {dialect.value}.", err=True)
+    """Change how a model answers, or what it runs on. Takes effect at once and lasts."""
+    if dialect is None and engine is None:
+        raise BadSetting("nothing to set: give --dialect or --engine")
+    change: dict[str, Any] = {}
+    if dialect is not None:
+        change["dialect"] = None if dialect is Dialect.AUTO else dialect.value
+    if engine is not None:
+        change["engine"] = None if engine == "auto" else engine
+    changed = connect(home).patch(f"/outcrop/v1/models/{quote(name, safe='')}", change)
+    if as_json:
+        echo_json(changed)
+        return
+    if dialect is not None:
+        typer.echo(f"{changed['model_name']} answers in {dialect.value}.", err=True)
+    if engine is not None:
+        typer.echo(f"{changed['model_name']} runs on {changed['engine']['name']}.", err=True)
 
 
 def invoke(

@@ -26,7 +26,7 @@ def status(home: Path | None = HOME, as_json: bool = JSON) -> None:
         }
         for model in found["models"]
     ]
-    wake = {"cached": "WAKE S, CACHED", "disk": "FROM DISK", "bucket": "FROM BUCKET"}
+    wake = {"cached": "WAKE S, CACHED", "disk": "FROM DISK", "bucket": "FROM BUCKET", "asleep": "ASLEEP"}
     show(
         models,
         {"model_name": "MODEL", "state": "STATE", "held": "HELD", "memory": "COPY GB", **wake},

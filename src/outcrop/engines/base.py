@@ -36,7 +36,7 @@ class CopySpec(Struct, frozen=True):
     model: ModelShape = ModelShape()
     slots_limit: int = 0  # an operator's; 0: none
     gpus: int = 0  # GPUs that the copy takes for itself
-    devices: tuple[int, ...] = ()  # which ones, once it is placed
+    devices: tuple[int, ...] = ()  # which of the machine's, once it is placed
     start_s: float = 0.0  # what the engine's own start is known to take, beside the weights; deadlines allow for it
     pooling: str | None = None  # last, mean or cls: the copy gives embeddings
     normalizes: bool = True  # its vectors have unit length
@@ -65,6 +65,16 @@ class Engine(Protocol):
     def fitted(self, spec: CopySpec) -> CopySpec:
         """*spec* as this engine runs it: what it takes of the machine, how many requests at a time."""
         ...
+
+    def asleep(self, spec: CopySpec) -> CopySpec | None:
+        """What a copy of *spec* takes of the machine while it sleeps; None when this engine cannot."""
+        ...
+
+    async def sleep(self, endpoint: Endpoint) -> None:
+        """Give the GPUs up, keep the process. Only asked of a copy that ``asleep`` has an answer for."""
+        ...
+
+    async def wake(self, endpoint: Endpoint) -> None: ...
 
     def command(self, spec: CopySpec) -> list[str]:
         """The argument vector of a copy; never holds a secret."""

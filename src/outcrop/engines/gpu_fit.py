@@ -36,7 +36,7 @@ def fit(spec: CopySpec, hardware: Hardware, *, memory_share: float) -> Fit:
     model, best = spec.model, None
     per_token = max(1, model.kv_bytes_per_token)
     for ranks in splits(model.attention_heads, len(hardware.gpus)):
-        smallest = min(gpu.memory_bytes for gpu in hardware.gpus[:ranks])
+        smallest = min(gpu.memory_bytes for gpu in hardware.gpus)  # a copy may be placed on any of them
         left = memory_share * smallest - WEIGHTS_OVERHEAD * model.weight_bytes / ranks - RUNTIME_BYTES
         # Key-value heads are split too, as far as there are any; beyond that ranks hold copies of them.
         kv_tokens = int(left / (per_token / min(ranks, max(1, model.kv_heads))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,9 +40,14 @@ class Hardware(Struct, frozen=True):
         return f"{cpu}, {len(self.gpus)} x {self.gpus[0].name} of {self.gpus[0].memory_bytes / 1e9:.0f} GB"
 
 
-def detect(cores: int, memory_bytes: int) -> Hardware:
-    """The hardware here; *cores* and *memory_bytes* are what this process was granted of it. Blocks for a moment."""
-    return Hardware(cores, memory_bytes, nvidia_gpus() or amd_gpus(), cpu_flags())
+def detect(cores: int, memory_bytes: int, only: Collection[int] | None = None) -> Hardware:
+    """The hardware here. Blocks for a moment.
+
+    *cores* and *memory_bytes* are what this process was granted of it, *only* the GPUs by index; None is all.
+    """
+    gpus = nvidia_gpus() or amd_gpus()
+    granted = tuple(gpu for gpu in gpus if only is None or gpu.index in only)
+    return Hardware(cores, memory_bytes, granted, cpu_flags())
 
 
 def nvidia_gpus() -> tuple[Gpu, ...]:

@@ -154,6 +154,15 @@ class LlamaCpp:
     def fitted(self, spec: CopySpec) -> CopySpec:
         return spec
 
+    def asleep(self, spec: CopySpec) -> CopySpec | None:
+        return None
+
+    async def sleep(self, endpoint: Endpoint) -> None:
+        raise EngineFault(f"{self.name} cannot sleep")
+
+    async def wake(self, endpoint: Endpoint) -> None:
+        raise EngineFault(f"{self.name} cannot sleep")
+
     def command(self, spec: CopySpec) -> list[str]:
         # -P: a file in the working directory must not shadow a module.
         return [sys.executable, "-P", "-m", "outcrop.engines.llama_cpp_child"]

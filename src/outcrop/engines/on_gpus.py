@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -88,10 +89,12 @@ class DerivedServer(OpenAIServer):
         return [sys.executable, "-P", "-m", "outcrop.engines.custom_child"]
 
     def child_config(self, spec: CopySpec, secret: str) -> bytes:
-        found, work = self.served(spec), self._options.work / spec.model_id
+        # An operator may have set how many requests a copy runs since it was fitted.
+        found, work = self.served(structs.replace(spec, slots_limit=spec.slots)), self._options.work / spec.model_id
         environment = dict(found.environment)
         if spec.devices:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, spec.devices))
+            indices = [self._hardware.gpus[device].index for device in spec.devices]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, indices))
         config = {
             "argv": list(found.argv),
             "secret": secret,
@@ -102,6 +105,13 @@ class DerivedServer(OpenAIServer):
             "folder": str(work),
         }
         return msgspec.json.encode(config) + b"\n"
+
+
+def sweep(work: Path, model_ids: Collection[str]) -> None:
+    """Remove what engines kept of models that are gone."""
+    for folder in work.glob("*"):
+        if folder.name not in model_ids:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def checkpoint_of(options: Options, spec: CopySpec) -> Path:

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import structs
 
 from outcrop.engines import vllm_logs
-from outcrop.engines.base import Endpoint
+from outcrop.engines.base import CopySpec, Endpoint
 from outcrop.engines.hardware import Hardware
 from outcrop.engines.llama_cpp_request import Plan
 from outcrop.engines.on_gpus import SERVED_NAME, DerivedServer, Options
@@ -45,10 +45,7 @@ class Vllm(DerivedServer):
     def planned(self, request: GenerateRequest) -> Plan:
         """OpenAI's field names, and vLLM's own where OpenAI has none, which are the canonical ones."""
         plan = super().planned(request)
-        body: dict[str, Any] = {**plan.body, "model": SERVED_NAME}
-        if request.kind == "completion" and plan.top_logprobs is not None:
-            body["logprobs"] = plan.top_logprobs
-        return structs.replace(plan, body=body)
+        return structs.replace(plan, body={**plan.body, "model": SERVED_NAME})
 
     async def count_tokens(self, endpoint: Endpoint, request: GenerateRequest) -> int:
         """Renders the chat template and tokenizes; nothing is generated."""
@@ -69,10 +66,15 @@ class Vllm(DerivedServer):
         except msgspec.MsgspecError as exc:
             raise EngineFault(f"the engine's answer could not be read: {exc}") from exc
 
-    async def sleep(self, endpoint: Endpoint, level: int = 1) -> None:
-        """Free the GPU: weights to RAM (level 1) or dropped (2), cache dropped. Of use only where it is really done:
-        on the processor vLLM answers 200 and does nothing, so a copy there is never asked."""
-        async with self._ask(endpoint, f"/sleep?level={level}", {}) as response:
+    def asleep(self, spec: CopySpec) -> CopySpec | None:
+        """Weights in RAM, nothing on the GPU. On the processor vLLM answers 200 and does nothing: never asked there."""
+        if not self.served(spec).can_sleep:
+            return None
+        return structs.replace(spec, gpus=0, devices=(), kv_bytes=spec.kv_bytes + spec.model.weight_bytes)
+
+    async def sleep(self, endpoint: Endpoint) -> None:
+        """Level 1: weights to RAM, the cache dropped, processes and graphs kept."""
+        async with self._ask(endpoint, "/sleep?level=1", {}) as response:
             await response.read()
 
     async def wake(self, endpoint: Endpoint) -> None:

@@ -11,6 +11,7 @@ from outcrop.errors import InvalidRequest
 
 QUANTISATION_TAG = "outcrop:quantization"
 PROOF_TAG = "outcrop:proof"
+ENGINE_TAG = "outcrop:engine"
 EMBEDDING_TAG = "outcrop:embedding"
 QUANTISATIONS = ("q8_0", "q4_0")
 _PROOF_ACCEPT = "accept"
@@ -20,6 +21,8 @@ _PROOF_ACCEPT = "accept"
 class Choices:
     """*quantise*: the type that the CPU engine's matrices are packed to; None keeps the checkpoint's precision.
 
+    *engine*: the engine that the model is put on; None leaves it to be chosen.
+
     *pooling*: the model embeds, its tokens pooled so; None leaves it to the checkpoint's files.
 
     *accepts_any_proof*: a model that the proof run calls broken is kept with a note.
@@ -28,6 +31,7 @@ class Choices:
     quantise: str | None = None
     accepts_any_proof: bool = False
     pooling: str | None = None
+    engine: str | None = None
 
     @classmethod
     def of(cls, request: Mapping[str, Any]) -> Choices:
@@ -50,14 +54,17 @@ class Choices:
                 f"The job tag {EMBEDDING_TAG} is {pooling!r}; use {', '.join(POOLINGS)} to import a model that gives "
                 "embeddings, or leave it out."
             )
-        return cls(quantise=quantise, accepts_any_proof=proof is not None, pooling=pooling)
+        return cls(quantise=quantise, accepts_any_proof=proof is not None, pooling=pooling, engine=tags.get(ENGINE_TAG))
 
 
-def tags(quantise: str | None, *, accepts_any_proof: bool, pooling: str | None = None) -> list[dict[str, str]]:
+def tags(
+    quantise: str | None, *, accepts_any_proof: bool, pooling: str | None = None, engine: str | None = None
+) -> list[dict[str, str]]:
     """The job tags that say these choices."""
     said = {
         QUANTISATION_TAG: quantise,
         PROOF_TAG: _PROOF_ACCEPT if accepts_any_proof else None,
         EMBEDDING_TAG: pooling,
+        ENGINE_TAG: engine,
     }
     return [{"key": key, "value": value} for key, value in said.items() if value is not None]

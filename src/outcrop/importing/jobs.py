@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,13 +23,15 @@ from outcrop.checkpoints.engines import LLAMA_CPP, Available
 from outcrop.checkpoints.inspect import Checkpoint
 from outcrop.checkpoints.problems import CheckpointRejected, Problem
 from outcrop.engines.base import CopySpec
+from outcrop.engines.choice import choose
 from outcrop.engines.custom import NAME as CUSTOM
+from outcrop.engines.installed import Installed
 from outcrop.engines.model_shape import thought_style, tool_style
 from outcrop.engines.supported import vllm_architectures
-from outcrop.errors import JobEnded, OutcropError, QuotaExceeded
+from outcrop.errors import EngineMissing, InvalidRequest, JobEnded, OutcropError, QuotaExceeded
 from outcrop.ids import JobId
 from outcrop.importing.bucket_tier import BucketTier
-from outcrop.importing.choices import PROOF_TAG, QUANTISATION_TAG, Choices
+from outcrop.importing.choices import ENGINE_TAG, PROOF_TAG, QUANTISATION_TAG, Choices
 from outcrop.importing.conversion import Converted, artifact_key, convert
 from outcrop.importing.disk import DiskLedger
 from outcrop.importing.fetch import Fetch
@@ -68,6 +70,7 @@ class _Work:
     reported: float = 0.0
     source: Source | None = None
     writing: asyncio.Future[None] | None = None
+    reasons: Sequence[str] = ()  # why the engine that was chosen
     is_committing: bool = False
     moved: dict[str, int] = field(default_factory=dict)  # bytes by stage (rates.py) of a job that began in this run
 
@@ -87,6 +90,7 @@ class Importer:
         registry: Registry,
         store: WeightStore,
         fleet: Fleet,
+        engines: Sequence[Installed],
         spec: Callable[[ImportedModel], CopySpec],
         on_model: Callable[[ImportedModel], Awaitable[None]],
     ) -> None:
@@ -94,6 +98,7 @@ class Importer:
         self._registry = registry
         self._store = store
         self._fleet = fleet
+        self._engines = tuple(engine for engine in engines if engine.is_usable)
         self._spec = spec
         self._on_model = on_model
         self._transfer = Transfer(settings.transfer_buffer_bytes)
@@ -104,7 +109,7 @@ class Importer:
             store=store,
             transfer=self._transfer,
             disk=self._disk,
-            engines_for=self._engines_for,
+            engines_for=self._available_for,
         )
         self._cancelled: dict[JobId, str] = {}
         self._tasks: dict[JobId, asyncio.Task[None]] = {}
@@ -128,7 +133,11 @@ class Importer:
 
         Raises InvalidRequest for a choice in its tags that is none, NameTaken, QuotaExceeded.
         """
-        Choices.of(job.request)
+        choices = Choices.of(job.request)
+        if choices.engine and choices.engine not in (usable := [engine.engine for engine in self._engines]):
+            raise InvalidRequest(
+                f"The job tag {ENGINE_TAG} is {choices.engine!r}; the engines here are {', '.join(usable)}."
+            )
         async with self._admission:
             if len(self._tasks) >= self._settings.imports_in_parallel and job.client_token is None:
                 raise self._quota()
@@ -227,6 +236,7 @@ class Importer:
         notes = [*found.warnings, *checkpoint.notes, *scan_notes(scanned)]
         engine = checkpoint.engine
         choices = Choices.of(job.request)
+        reasons = work.reasons
         if choices.quantise and engine != LLAMA_CPP:
             raise CheckpointRejected.of(
                 f"The job tag {QUANTISATION_TAG} packs weights for {LLAMA_CPP}; this model is for "
@@ -234,14 +244,14 @@ class Importer:
             )
         if engine is None:
             work.is_committing = True
-            await self._publish(work, _model(job, checkpoint, engine, None, notes, scanned))
+            await self._publish(work, _model(job, checkpoint, engine, None, notes, scanned, reasons))
             return
         converted = None
         if engine == LLAMA_CPP:
             await self._enter(work, Phase.CONVERTING)
             converted = await self._convert(work, files, choices)
         await self._enter(work, Phase.PROVING)
-        model = _model(job, checkpoint, engine, converted, notes, scanned)
+        model = _model(job, checkpoint, engine, converted, notes, scanned, reasons)
         folder = await in_thread(self._whereabouts, job)
         spec = structs.replace(self._spec(model), artifact=folder / "model.gguf")
         probes = list(converted.probes) if converted else []
@@ -302,22 +312,55 @@ class Importer:
             else open_source(job.s3_uri, self._settings, role_arn=job.role_arn, session=job.job_id)
         )
         pooling = Choices.of(job.request).pooling
-        found = await preflight(work.source, await self._engines_for(job), pooling=pooling)
+        named, available = await self._engines_for(job)
+        too_large: dict[str, str] = {}
+        while True:
+            found = await preflight(work.source, available, pooling=pooling)
+            engine = found.checkpoint.engine if found.checkpoint else None
+            if engine is None or (obstacle := self._no_room(job, found.checkpoint, engine)) is None:
+                break
+            if named:
+                raise CheckpointRejected.of(f"{named} cannot run it here: {obstacle}")
+            too_large[engine] = obstacle
+            available = available.without(engine)
+        if found.checkpoint is not None:
+            verdicts = [
+                replace(verdict, available=verdict.available or verdict.engine in too_large)
+                for verdict in found.checkpoint.engines
+            ]
+            work.reasons = choose(verdicts, named=named, does_not_fit=too_large.get).reasons
         stages = await in_thread(import_stages, found, self._store.root)
         expected = (await in_thread(Rates, self._store.root)).expected(stages)
         work.moved = stages if job.phase == Phase.QUEUED else {}
         await self._save(work, detail=work.noted(report=report(found, expected)))
         return found
 
-    async def _engines_for(self, job: ImportJob) -> Available:
-        """The engines that may serve the job's model; what the custom one's vLLM serves is asked once."""
-        name = self._settings.engine_of(job.model_name)
-        if name != CUSTOM:
-            return Available(names=frozenset({name or LLAMA_CPP}))
+    async def _engines_for(self, job: ImportJob) -> tuple[str | None, Available]:
+        """The engine that the model is put on, if any, and those that may serve it, in order of preference.
+
+        What the custom one's vLLM serves is asked once.
+        """
+        named = Choices.of(job.request).engine or self._settings.engine_of(job.model_name)
+        order = (named,) if named else tuple(engine.engine for engine in self._engines if engine.is_choosable)
+        if named != CUSTOM:
+            return named, Available(names=frozenset(order), order=order)
         if self._settings.vllm_python and self._architectures is None:
             self._architectures = await vllm_architectures(self._settings.vllm_python)
         asked = {CUSTOM: self._architectures} if self._architectures is not None else {}
-        return Available(names=frozenset({CUSTOM}), architectures=asked)
+        return named, Available(names=frozenset({CUSTOM}), architectures=asked, order=order)
+
+    async def _available_for(self, job: ImportJob) -> Available:
+        return (await self._engines_for(job))[1]
+
+    def _no_room(self, job: ImportJob, checkpoint: Checkpoint | None, engine: str) -> str | None:
+        """Why *engine* has no room for the checkpoint on this machine. llama.cpp maps what it reads and always has."""
+        if checkpoint is None or engine == LLAMA_CPP:
+            return None
+        try:
+            self._spec(_model(job, checkpoint, engine, None, [], {}, ()))
+        except EngineMissing as exc:
+            return exc.message
+        return None
 
     async def _fetch(self, work: _Work, found: Preflight) -> dict[str, Any]:
         """Bring the files; their facts by name. Nothing to do when an earlier run did."""
@@ -418,8 +461,9 @@ def _model(
     converted: Converted | None,
     notes: list[str],
     scanned: Mapping[str, Any],
+    reasons: Sequence[str],
 ) -> ImportedModel:
-    """The record to be. *engine*: None for a checkpoint that is kept for one that is not here.
+    """The record to be. *engine*: None for a checkpoint that is kept for one that is not here; *reasons*: why that one.
 
     *converted*: None where the engine reads the checkpoint as it is.
     """
@@ -444,6 +488,7 @@ def _model(
         artifact=f"models/{job.model_id}/model.gguf",
         facts={
             "engine": engine,
+            "engine_reasons": list(reasons),
             "engines": [asdict(verdict) for verdict in checkpoint.engines],
             "modality": checkpoint.modality,
             "quantisation": checkpoint.quantisation.method if checkpoint.quantisation else None,
@@ -458,6 +503,7 @@ def _model(
             "scan": dict(scanned),
         },
         created_at=0.0,
+        engine=Choices.of(job.request).engine,
     )
 
 

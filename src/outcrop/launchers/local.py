@@ -63,12 +63,9 @@ class Process:
         return self._process.returncode
 
     def peak_memory_bytes(self) -> int | None:
-        """The most that the process itself ever held resident; None where the system does not say (no /proc)."""
-        with suppress(OSError, ValueError):
-            for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-        return None
+        """The most that the processes of its group ever held resident, each by itself; None without /proc."""
+        found = [peak for pid in group_of(self._process.pid) if (peak := _peak_bytes(pid)) is not None]
+        return sum(found) if found else None
 
     def cpu_s(self) -> float:
         """Processor time that the process and its living descendants have used so far; 0 where it cannot be told."""
@@ -89,6 +86,24 @@ class Process:
 
     def last_log_lines(self, limit_bytes: int = _LAST_LOG_BYTES) -> str:
         return tail(self.log_path, limit_bytes)
+
+
+def group_of(leader: int) -> list[int]:
+    """The processes of the group that *leader* began: an engine may have several."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.getpgid(int(entry.name)) == leader:
+                found.append(int(entry.name))
+    return found
+
+
+def _peak_bytes(pid: int) -> int | None:
+    with suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 class LocalLauncher:

@@ -45,3 +45,4 @@ class ImportedModel:
     facts: Mapping[str, Any]
     created_at: float
     dialect: str | None = None
+    engine: str | None = None  # the one that an operator put it on; None: the settings', or what the import chose

@@ -47,6 +47,7 @@ imported_models = sa.Table(
     sa.Column("facts", sa.JSON, nullable=False),  # context, sizes, eos ids, engine, proof timings
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("dialect", sa.String(16)),  # what bodies with "prompt" are answered in; null: what their keys select
+    sa.Column("engine", sa.String(32)),  # the one that an operator put the model on; null: settings, or the import's
     sa.UniqueConstraint("account", "model_name", name="one_model_per_name"),
 )
 

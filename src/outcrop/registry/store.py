@@ -186,6 +186,10 @@ class Registry:
         with self._engine.connect() as db:
             return [_model(row) for row in db.execute(sa.select(imported_models))]
 
+    def model_ids(self) -> set[str]:
+        """Ids of every model, and of those that unfinished jobs will make."""
+        return {model.model_id for model in self.all_models()} | {job.model_id for job in self.unfinished_jobs()}
+
     def set_dialect(self, account: str, identifier: str, dialect: str | None) -> ImportedModel:
         """The model with its new *dialect*. Raises ModelNotFound."""
         model = self.model(account, identifier)
@@ -193,6 +197,14 @@ class Registry:
             row = imported_models.c.model_id == model.model_id
             db.execute(imported_models.update().where(row).values(dialect=dialect))
         return replace(model, dialect=dialect)
+
+    def set_engine(self, account: str, identifier: str, engine: str | None) -> ImportedModel:
+        """The model put on *engine*; None gives the choice back. Raises ModelNotFound."""
+        model = self.model(account, identifier)
+        with self._engine.begin() as db:
+            row = imported_models.c.model_id == model.model_id
+            db.execute(imported_models.update().where(row).values(engine=engine))
+        return replace(model, engine=engine)
 
     def delete_model(self, account: str, model_id: ModelId) -> None:
         with self._engine.begin() as db:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -42,12 +43,14 @@ class Kept(Struct, frozen=True):
 class Catalogue:
     """Imported models by ARN, id and name, within an account. Owned by the event loop.
 
-    *fitted*: a spec as the engine that it names runs it.
+    *engines*: by name, what makes of a spec one as that engine runs it.
     """
 
-    def __init__(self, settings: Settings, memory_bytes: int, fitted: Callable[[CopySpec], CopySpec]) -> None:
+    def __init__(
+        self, settings: Settings, memory_bytes: int, engines: Mapping[str, Callable[[CopySpec], CopySpec]]
+    ) -> None:
         self._settings = settings
-        self._fitted = fitted
+        self._engines = engines
         self._memory_bytes = memory_bytes
         self._by_key: dict[tuple[str, str], Served] = {}
         self._by_id: dict[str, Served] = {}
@@ -175,17 +178,34 @@ class Catalogue:
             # kv_bytes_per_token counts two bytes a value
             kv_bytes=context * slots * record.facts["kv_bytes_per_token"] * (2 if kv_f32 else 1),
         )
-        return self._fitted(spec)
+        return self._engines[engine](spec)
+
+    def engine_now(self, record: ImportedModel) -> dict[str, Any]:
+        """The engine that runs the model now and who said so; ``name`` is None, with the reason, when none can."""
+        try:
+            name = self.spec(record).engine
+        except EngineMissing as exc:
+            return {"name": None, "reasons": [exc.message]}
+        if record.engine:
+            return {"name": name, "reasons": [f"{name}: an operator put the model on it"]}
+        if self._settings.engine_of(record.model_name):
+            return {"name": name, "reasons": [f"{name}: the server's settings put the model on it"]}
+        return {"name": name, "reasons": list(record.facts.get("engine_reasons", ()))}
 
     def _engine(self, record: ImportedModel) -> str:
-        """The engine that the settings name, else the one that the import was for."""
-        engine = self._settings.engine_of(record.model_name) or record.facts["engine"]
+        """The engine that the model was put on, else the settings', else the one that the import chose."""
+        engine = record.engine or self._settings.engine_of(record.model_name) or record.facts["engine"]
         if engine is None:
             able = [f"{entry['engine']} ({entry['hardware']})" for entry in record.facts["engines"] if entry["serves"]]
             raise EngineMissing(
                 f"The model {record.model_name} ({record.architecture}) is imported, but no engine of this "
                 f"installation serves it. It needs {' or '.join(able)}: install one of them and import the model "
                 "again, or set OUTCROP_CUSTOM_ENGINE."
+            )
+        if engine not in self._engines:
+            raise EngineMissing(
+                f"The model {record.model_name} is on the engine {engine}, which cannot be used here "
+                "(outcrop engines). Install it, or put the model on another one (outcrop models set --engine)."
             )
         if engine == LLAMA_CPP and "artifact_bytes" not in record.facts:
             raise EngineMissing(

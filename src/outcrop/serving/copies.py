@@ -46,6 +46,8 @@ class Copy:
     spec: CopySpec
     born_at: float
     tier: Tier = Tier.DISK
+    awake: CopySpec | None = None  # of one asleep: what it takes when it is woken
+    canary: str = ""  # how it began to answer a fixed question before it slept
     state: State = State.STARTING
     process: Process | None = None
     endpoint: Endpoint | None = None
@@ -306,6 +308,7 @@ class CopyStatus(Struct, frozen=True):
     requests: int
     idle_s: float
     start_timings: dict[str, float]
+    devices: tuple[int, ...] = ()  # its GPUs
 
 
 class ModelStatus(Struct, frozen=True):

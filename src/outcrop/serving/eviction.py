@@ -29,6 +29,7 @@ class Resident:
     cold_start_s: float
     is_expired: bool = True
     threads: int = 0
+    gpus: int = 0
     weights: str = ""
     weights_bytes: int = 0
     mapped_by: int = 1
@@ -41,30 +42,35 @@ def value_per_byte(resident: Resident) -> float:
     return chance * resident.cold_start_s / max(1.0, size)
 
 
-def choose(residents: Sequence[Resident], *, bytes_needed: int, threads_needed: int = 0) -> tuple[str, ...] | None:
-    """Copies to evict so that *bytes_needed* bytes and *threads_needed* threads come free; None when they cannot.
+def choose(
+    residents: Sequence[Resident], *, bytes_needed: int, threads_needed: int = 0, gpus_needed: int = 0
+) -> tuple[str, ...] | None:
+    """Copies to evict so that so many bytes, threads and GPUs come free; None when they cannot.
 
     Copies that turn out not to be needed, because a larger one came later, stay.
     """
     ordered = sorted(residents, key=lambda resident: (not resident.is_expired, value_per_byte(resident)))
+    needed = bytes_needed, threads_needed, gpus_needed
     taken: list[Resident] = []
     for resident in ordered:
-        if _covers(taken, bytes_needed, threads_needed):
+        if _covers(taken, *needed):
             break
         taken.append(resident)
-    if not _covers(taken, bytes_needed, threads_needed):
+    if not _covers(taken, *needed):
         return None
     for resident in reversed(taken[:]):
         rest = [other for other in taken if other is not resident]
-        if _covers(rest, bytes_needed, threads_needed):
+        if _covers(rest, *needed):
             taken = rest
     return tuple(resident.copy_id for resident in taken)
 
 
-def _covers(taken: Sequence[Resident], bytes_needed: int, threads_needed: int) -> bool:
+def _covers(taken: Sequence[Resident], bytes_needed: int, threads_needed: int, gpus_needed: int) -> bool:
     gained = sum(resident.bytes_freed for resident in taken)
     going = Counter(resident.weights for resident in taken)
     whole = {each.weights: each.weights_bytes for each in taken if going[each.weights] >= each.mapped_by}
     return (
-        gained + sum(whole.values()) >= bytes_needed and sum(resident.threads for resident in taken) >= threads_needed
+        gained + sum(whole.values()) >= bytes_needed
+        and sum(resident.threads for resident in taken) >= threads_needed
+        and sum(resident.gpus for resident in taken) >= gpus_needed
     )

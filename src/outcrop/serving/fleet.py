@@ -38,6 +38,7 @@ from outcrop.serving.lifecycle import SERVING, State, advance
 from outcrop.serving.making_room import Landlord
 from outcrop.serving.proof import ProofReport
 from outcrop.serving.readings import occupancies, readings
+from outcrop.serving.sleeping import Sleeping
 from outcrop.serving.starts import ColdStarts, Tier
 from outcrop.settings import Settings
 from outcrop.telemetry.metrics import Reading
@@ -68,6 +69,7 @@ class Fleet:
         cores: int,
         on_start: Callable[[str, Tier, float], None] = lambda *_: None,
         model_count: Callable[[], int] = lambda: 1,
+        gpus: int = 0,
         events: Events = UNOBSERVED,
         meter: Meter | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -89,7 +91,7 @@ class Fleet:
         self._scaling: dict[str, schedule.Scaling] = {}
         self._removed: OrderedDict[str, None] = OrderedDict()  # models that late requests may still name
         self._landlord = Landlord(
-            memory_bytes=memory_bytes, cores=cores, threads=settings.cpu_threads, model_count=model_count
+            memory_bytes=memory_bytes, cores=cores, threads=settings.cpu_threads, model_count=model_count, gpus=gpus
         )
         self._bell = asyncio.Event()
         self._background = Background()
@@ -105,6 +107,7 @@ class Fleet:
             changed=self._changed,
             clock=clock,
         )
+        self._sleeping = Sleeping(self._engines, clock)
         self._owner: asyncio.Task[None] | None = None
         self._is_closing = False
 
@@ -218,7 +221,7 @@ class Fleet:
         if model is not None:
             model.active_at = -1e9
             for copy in model.copies:
-                if copy.state in SERVING:
+                if copy.state in SERVING or copy.state is State.ASLEEP:
                     self._drain(model, copy, self._settings.request_timeout_s)
             self._bell.set()
 
@@ -326,6 +329,9 @@ class Fleet:
             model.blocked_since = None
         ready = seen.ready_copies(model)
         outdated = [copy for copy in ready if rolling.is_outdated(copy, model.spec)]
+        for copy in seen.sleepers(model):
+            if model.is_removed or rolling.is_outdated(copy, model.spec):
+                self._drain(model, copy, self._settings.drain_s)
         for copy in ready:
             if model.is_removed:
                 self._drain(model, copy, self._settings.drain_s)
@@ -359,7 +365,8 @@ class Fleet:
         if copy is None:
             return False
         copy.decision = model.decisions[-1]
-        self._background.spawn(self._start(model, copy), f"start-{copy.copy_id}")
+        begun = self._wake(model, copy) if copy.tier is Tier.ASLEEP else self._start(model, copy)
+        self._background.spawn(begun, f"start-{copy.copy_id}")
         return True
 
     def _place(self, model: Model, now: float) -> Copy | None:
@@ -368,11 +375,16 @@ class Fleet:
         for owner, copy in plan.evicted:
             log.info("evicting", copy_id=copy.copy_id, model_id=owner.spec.model_id, for_model=model.spec.model_id)
             owner.active_at = -1e9  # its keep-alive is over: only a new request brings it back
-            self._drain(owner, copy, self._settings.request_timeout_s, "evicted")
+            self._make_way(owner, copy)
         if not plan.may_start:
             model.blocked_since = now if model.blocked_since is None else model.blocked_since
             return None
-        copy = Copy(CopyId(random_id(8)), structs.replace(model.spec, threads=plan.threads), now)
+        if (asleep := self._sleeper(model)) is not None:
+            asleep.spec, asleep.awake = asleep.awake or model.spec, None
+            asleep.state, asleep.born_at, asleep.tier = advance(asleep.state, State.STARTING), now, Tier.ASLEEP
+            return asleep
+        spec = structs.replace(model.spec, threads=plan.threads, devices=plan.devices)
+        copy = Copy(CopyId(random_id(8)), spec, now)
         model.copies.append(copy)
         return copy
 
@@ -388,6 +400,11 @@ class Fleet:
             log.exception("starting a copy hit a defect", copy_id=copy.copy_id)
             await self._start_failed(model, copy, EngineFault(f"The copy did not start: {exc}"))
             return
+        self._is_ready(model, copy, took)
+        self._background.spawn(self._watch(model, copy), f"watch-{copy.copy_id}")
+
+    def _is_ready(self, model: Model, copy: Copy, took: float) -> None:
+        """*copy* takes requests from now on, *took* seconds after its turn to start came."""
         now = self._clock()
         copy.state = advance(copy.state, State.READY)
         copy.ready_at = copy.probed_at = model.active_at = now
@@ -402,7 +419,6 @@ class Fleet:
             stages = {"queued": times["queued_s"], "spawn": times["spawn_s"], "load": took - times["spawn_s"]}
             self._meter.started(copy.spec.model_id, stages)
         log.info("copy is ready", copy_id=copy.copy_id, model_id=copy.spec.model_id, start_s=round(took, 3))
-        self._background.spawn(self._watch(model, copy), f"watch-{copy.copy_id}")
         self._lending.release_held(model)
         self._bell.set()
 
@@ -430,7 +446,7 @@ class Fleet:
         """Notice a process that died by itself; its requests hear it from their broken connections."""
         assert copy.process is not None
         status = await copy.process.wait()
-        if copy.state in SERVING:
+        if copy.state in SERVING or copy.state is State.ASLEEP:
             copy.state = advance(copy.state, State.FAILED)
             self._changed(copy)
             model.copies.remove(copy)
@@ -444,6 +460,44 @@ class Fleet:
             self._bell.set()
 
     # -- starting and stopping ------------------------------------------------------------------------
+
+    def _make_way(self, model: Model, copy: Copy) -> None:
+        """Let an idle copy go for another model: asleep where that can be, else for good."""
+        asleep = self._sleeping.asleep(copy) if copy.state in SERVING else None
+        if asleep is None or not self._landlord.can_keep_asleep(copy, asleep, list(self._models.values())):
+            self._drain(model, copy, self._settings.request_timeout_s, "evicted")
+            return
+        copy.state = advance(copy.state, State.DRAINING)
+        self._background.spawn(self._put_to_sleep(model, copy, asleep), f"sleep-{copy.copy_id}")
+
+    async def _put_to_sleep(self, model: Model, copy: Copy, asleep: CopySpec) -> None:
+        try:
+            while copy.in_flight:
+                await asyncio.sleep(0.02)
+            await self._sleeping.put(copy, asleep)
+        except ServiceError as exc:
+            log.warning("a copy cannot sleep and goes", copy_id=copy.copy_id, reason=exc.message)
+            await self._take_down(model, copy, 0, "evicted")
+            return
+        copy.state = advance(copy.state, State.ASLEEP)
+        log.info("copy sleeps", copy_id=copy.copy_id, model_id=copy.spec.model_id)
+        self._bell.set()
+
+    def _sleeper(self, model: Model) -> Copy | None:
+        """A copy of *model* that sleeps and whose GPUs are free."""
+        models = list(self._models.values())
+        for copy in model.copies:
+            if copy.state is State.ASLEEP and copy.awake and self._landlord.are_free(copy.awake.devices, models):
+                return copy
+        return None
+
+    async def _wake(self, model: Model, copy: Copy) -> None:
+        try:
+            took = await self._sleeping.wake(copy)
+        except ServiceError as exc:
+            await self._start_failed(model, copy, exc)
+            return
+        self._is_ready(model, copy, took)
 
     def _drain(self, model: Model, copy: Copy, limit_s: float, reason: str = "drained") -> None:
         """Send the copy no more requests; stop it once its own have ended, at the latest after *limit_s*."""

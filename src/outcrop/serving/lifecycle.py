@@ -7,11 +7,15 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """*evictable*: its keep-alive ended; it still answers, counts and holds memory, and goes when room is needed."""
+    """*evictable*: its keep-alive ended; it still answers, counts and holds memory, and goes when room is needed.
+
+    *asleep*: its process is there and its GPUs are others'; waking it is a short start.
+    """
 
     STARTING = "starting"
     READY = "ready"
     EVICTABLE = "evictable"
+    ASLEEP = "asleep"
     DRAINING = "draining"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -21,7 +25,8 @@ NEXT: Mapping[State, frozenset[State]] = {
     State.STARTING: frozenset({State.READY, State.FAILED, State.STOPPED}),
     State.READY: frozenset({State.EVICTABLE, State.DRAINING, State.FAILED}),
     State.EVICTABLE: frozenset({State.READY, State.DRAINING, State.FAILED}),
-    State.DRAINING: frozenset({State.STOPPED, State.FAILED}),
+    State.ASLEEP: frozenset({State.STARTING, State.DRAINING, State.FAILED}),
+    State.DRAINING: frozenset({State.ASLEEP, State.STOPPED, State.FAILED}),
     State.STOPPED: frozenset(),
     State.FAILED: frozenset(),
 }

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from outcrop.engines.base import CopySpec
 from outcrop.serving import eviction, room
@@ -28,13 +29,31 @@ class Plan:
 
     may_start: bool
     threads: int = 1
+    devices: tuple[int, ...] = ()  # the GPUs that it gets
     evicted: tuple[tuple[Model, Copy], ...] = ()
 
 
-class Landlord:
-    """The room of one node. *threads*: of every copy, when it is fixed; 0 shares the cores."""
+class Shortage(NamedTuple):
+    """What a start lacks; nothing lacks when it is false."""
 
-    def __init__(self, *, memory_bytes: int, cores: int, threads: int, model_count: Callable[[], int]) -> None:
+    bytes: int
+    threads: int
+    gpus: int
+
+    def __bool__(self) -> bool:
+        return any(self)
+
+
+class Landlord:
+    """The room of one node. *threads*: of every copy, when it is fixed; 0 shares the cores.
+
+    A copy on GPUs has them for itself: their memory is taken whole by the engine that starts on them.
+    """
+
+    def __init__(
+        self, *, memory_bytes: int, cores: int, threads: int, model_count: Callable[[], int], gpus: int = 0
+    ) -> None:
+        self._gpus = gpus
         self._memory_bytes = memory_bytes
         self._cores = cores
         self._threads = threads
@@ -47,7 +66,19 @@ class Landlord:
 
     def fits(self, model: Model, models: Sequence[Model]) -> bool:
         live = [copy for other in models for copy in other.copies if copy.state not in ENDED]
-        return self._missing_bytes(model.spec, [copy.spec for copy in live]) <= 0
+        specs = [copy.spec for copy in live]
+        return self._missing_bytes(model.spec, specs) <= 0 and self._missing_gpus(model.spec, specs) <= 0
+
+    def can_keep_asleep(self, copy: Copy, asleep: CopySpec, models: Sequence[Model]) -> bool:
+        """Whether the node has the memory for what *copy* keeps while it sleeps."""
+        others = [
+            each.spec for other in models for each in other.copies if each is not copy and each.state not in ENDED
+        ]
+        return self._missing_bytes(asleep, others) <= 0
+
+    def are_free(self, devices: Sequence[int], models: Sequence[Model]) -> bool:
+        live = [copy.spec for other in models for copy in other.copies if copy.state not in ENDED]
+        return not any(device in spec.devices for spec in live for device in devices)
 
     def plan(self, model: Model, models: Sequence[Model], now: float) -> Plan:
         live = [(other, copy) for other in models for copy in other.copies if copy.state not in ENDED]
@@ -56,27 +87,34 @@ class Landlord:
         least = (self._threads or 1) if model.spec.threads else 0  # an engine that computes elsewhere takes no core
         # Room that a model has waited for longer is its own: it counts as taken, and not as this one's to fill.
         ahead = [other.spec for other in models if other is not model and _waits_longer(other, model)]
-        if ahead and self._missing(model, live, least, ahead) != (0, 0):
+        if ahead and self._missing(model, live, least, ahead):
             return Plan(may_start=False)
-        if self._missing(model, live, least) == (0, 0) or not live:
-            return Plan(may_start=True, threads=least and (self._threads or self._share(live)))
-        missing_bytes, missing_threads = self._missing(model, staying, least)
-        if (missing_bytes, missing_threads) == (0, 0):
+        devices = self._devices(model.spec, [copy.spec for _, copy in live])
+        if not self._missing(model, live, least) or not live:
+            threads = least and (self._threads or self._share(live))
+            return Plan(may_start=True, threads=threads, devices=devices)
+        missing = self._missing(model, staying, least)
+        if not missing:
             return Plan(may_start=False)  # what drains now will be enough
         idle = self._idle(model, staying, now, is_first=is_first)
-        for threads in (missing_threads, 0) if is_first else (missing_threads,):
-            if missing_bytes or threads:
+        for threads in (missing.threads, 0) if is_first else (missing.threads,):
+            if missing.bytes or missing.gpus or threads:
                 chosen = eviction.choose(
-                    [resident for _, _, resident in idle], bytes_needed=missing_bytes, threads_needed=threads
+                    [resident for _, _, resident in idle],
+                    bytes_needed=missing.bytes,
+                    threads_needed=threads,
+                    gpus_needed=missing.gpus,
                 )
                 if chosen:
                     return Plan(
                         may_start=False,
                         evicted=tuple((other, copy) for other, copy, _ in idle if copy.copy_id in chosen),
                     )
-        if is_first and self._missing(model, live, least)[0] == 0:
-            return Plan(may_start=True, threads=least)
-        if is_first and missing_bytes and model.blocked_since is not None and now - model.blocked_since > PATIENCE_S:
+        now_missing = self._missing(model, live, least)
+        if is_first and not now_missing.bytes and not now_missing.gpus:
+            return Plan(may_start=True, threads=least, devices=devices)
+        is_out_of_room = missing.bytes or missing.gpus
+        if is_first and is_out_of_room and model.blocked_since is not None and now - model.blocked_since > PATIENCE_S:
             return Plan(may_start=False, evicted=self._least_valuable(model, live, now))
         return Plan(may_start=False)
 
@@ -85,10 +123,18 @@ class Landlord:
 
     def _missing(
         self, model: Model, beside: Sequence[tuple[Model, Copy]], least: int, ahead: Sequence[CopySpec] = ()
-    ) -> tuple[int, int]:
+    ) -> Shortage:
         specs = [*(copy.spec for _, copy in beside), *ahead]
         threads = least - (self._cores - sum(spec.threads for spec in specs)) if least else 0
-        return max(0, self._missing_bytes(model.spec, specs)), max(0, threads)
+        missing_bytes, gpus = self._missing_bytes(model.spec, specs), self._missing_gpus(model.spec, specs)
+        return Shortage(max(0, missing_bytes), max(0, threads), max(0, gpus))
+
+    def _missing_gpus(self, spec: CopySpec, beside: Sequence[CopySpec]) -> int:
+        return spec.gpus - (self._gpus - sum(other.gpus for other in beside)) if spec.gpus else 0
+
+    def _devices(self, spec: CopySpec, beside: Sequence[CopySpec]) -> tuple[int, ...]:
+        taken = {device for other in beside for device in other.devices}
+        return tuple(device for device in range(self._gpus) if device not in taken)[: spec.gpus]
 
     def _share(self, live: Sequence[tuple[Model, Copy]]) -> int:
         """All free cores for an only model; half of them where other models may come."""
@@ -106,7 +152,7 @@ class Landlord:
         is_patient = model.blocked_since is None or now - model.blocked_since <= PATIENCE_S
         found = []
         for other, copy in staying:
-            is_expired = copy.state is State.EVICTABLE
+            is_expired = copy.state in (State.EVICTABLE, State.ASLEEP)
             is_rested = is_expired or (
                 is_first
                 and copy.state is State.READY
@@ -144,8 +190,9 @@ class Landlord:
             mapped_by=twins,
             rate=other.demand.long_run_rate(now),
             cold_start_s=other.starts.expected_s(Tier.CACHED),
-            is_expired=copy.state is State.EVICTABLE,
+            is_expired=copy.state in (State.EVICTABLE, State.ASLEEP),
             threads=copy.spec.threads,
+            gpus=copy.spec.gpus,
         )
 
 

@@ -23,8 +23,8 @@ class Step(Enum):
 
 
 def is_outdated(copy: Copy, spec: CopySpec) -> bool:
-    """Whether *copy* runs otherwise than *spec* says; how many threads it got is the node's matter."""
-    return structs.replace(copy.spec, threads=spec.threads) != spec
+    """Whether *copy* runs otherwise than *spec* says; which threads and GPUs it got is the node's matter."""
+    return structs.replace(copy.awake or copy.spec, threads=spec.threads, devices=spec.devices) != spec
 
 
 def next_step(copies: Sequence[Copy], outdated: Sequence[Copy], desired: int) -> Step:

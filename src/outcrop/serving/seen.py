@@ -85,6 +85,7 @@ def copy_status(model: Model, copy: Copy, now: float) -> CopyStatus:
         requests=copy.requests,
         idle_s=0.0 if copy.in_flight else round(max(0.0, now - max(model.active_at, copy.born_at)), 3),
         start_timings=copy.start_timings,
+        devices=copy.spec.devices,
     )
 
 
@@ -115,6 +116,10 @@ def model_status(spec: CopySpec, model: Model | None, known: ColdStarts) -> Mode
 
 def ready_copies(model: Model) -> list[Copy]:
     return [copy for copy in model.copies if copy.is_ready]
+
+
+def sleepers(model: Model) -> list[Copy]:
+    return [copy for copy in model.copies if copy.state is State.ASLEEP]
 
 
 def all_copies(models: Iterable[Model]) -> list[Copy]:

@@ -16,8 +16,9 @@ LEAST_DEADLINE_S = 60.0
 
 
 class Tier(StrEnum):
-    """How warm a model without a copy is: its artefact's pages in memory, on disk only, or not even here."""
+    """How warm a model without a ready copy is: one asleep, its artefact in memory, on disk, or not even here."""
 
+    ASLEEP = "asleep"
     CACHED = "cached"
     DISK = "disk"
     BUCKET = "bucket"
@@ -43,7 +44,8 @@ class ColdStarts:
 
     def expected_s(self, tier: Tier) -> float:
         """What a start now would take: this tier's own, else the nearest other's, else a guess."""
-        order = (tier, *(other for other in Tier if other is not tier))
+        others = (other for other in Tier if other not in (tier, Tier.ASLEEP))
+        order = (tier, *others, Tier.ASLEEP)  # the last that says anything of a new process
         return next((seconds for each in order if (seconds := self.known(each))), FIRST_GUESS_S)
 
     def deadline_s(self, weight_bytes: int, start_s: float = 0.0) -> float:

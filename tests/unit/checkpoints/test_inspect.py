@@ -123,7 +123,10 @@ def test_families_and_variants_that_are_served(tmp_path: Path, family: str, valu
         (without_key("config.json", "num_key_value_heads"), "num_key_value_heads is missing"),
         (config(attention_bias=True), "attention_bias True is not supported"),
         (config(hidden_act="gelu"), "hidden_act 'gelu' is not supported"),
-        (config(mlp_bias=True), "served by vllm (NVIDIA or AMD GPU, or CPU) or sglang (NVIDIA or AMD GPU), not installed here"),
+        (
+            config(mlp_bias=True),
+            "served by vllm (NVIDIA or AMD GPU, or CPU) or sglang (NVIDIA or AMD GPU), not installed here",
+        ),
         (config(rope_scaling={"rope_type": "yarn"}), "rope type yarn needs a positive factor"),
         (config(rope_scaling={"type": "longrope", "short_factor": [1.0]}), "longrope needs short_factor with 8"),
         (config(partial_rotary_factor=0.5), "partial_rotary_factor 0.5 is not supported for qwen2"),

@@ -13,7 +13,7 @@ from outcrop.engines import custom_child, gpu_fit, sglang, tensorrt_llm, vllm_co
 from outcrop.engines.base import CopySpec
 from outcrop.engines.hardware import Gpu, Hardware, amd_gpus, read_nvidia
 from outcrop.engines.model_shape import ModelShape, thought_style, tool_style
-from outcrop.engines.on_gpus import Options
+from outcrop.engines.on_gpus import Options, sweep
 from outcrop.engines.sglang import SGLang
 from outcrop.engines.tensorrt_llm import TensorRTLLM
 from outcrop.engines.vllm import Vllm
@@ -120,6 +120,22 @@ def test_a_copy_on_gpus_takes_no_core_and_one_on_the_processor_takes_its_memory(
     assert (on_cpu.gpus, on_cpu.threads) == (0, 2)
     assert on_cpu.kv_bytes > 4e9
     assert on_gpus.start_s > 60 + 100
+
+
+def test_a_copy_is_told_its_gpus_by_the_driver_s_index() -> None:
+    granted = Hardware(8, 64 << 30, tuple(Gpu(n, "H100", 80 << 30, "nvidia", 9.0) for n in (4, 6)))
+    placed = msgspec.structs.replace(spec(8), devices=(1,))
+
+    config = json.loads(Vllm(OPTIONS, granted, request_timeout_s=1).child_config(placed, "k"))
+    assert config["environment"]["CUDA_VISIBLE_DEVICES"] == "6"
+
+
+def test_what_was_kept_of_models_that_are_gone_is_swept(tmp_path: Path) -> None:
+    for name in ("kept", "gone"):
+        (tmp_path / name / "cache").mkdir(parents=True)
+    sweep(tmp_path, {"kept"})
+
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 def test_an_operators_arguments_come_last_so_that_they_win() -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from tests.support.virtual import GB, FakeLauncher, VirtualLoop, make_fleet, spec
+from tests.support.virtual import GB, FakeEngine, FakeLauncher, VirtualLoop, make_fleet, spec
 
 from outcrop.engines.base import CopySpec
 from outcrop.errors import EngineFault, ModelNotFound, ModelNotReady, ServiceError, ShuttingDown
@@ -666,3 +666,113 @@ def test_an_hour_passes_on_the_virtual_clock_alone() -> None:
         assert asyncio.get_running_loop().time() - begun == pytest.approx(3600, abs=1)
 
     play(story)
+
+
+def on_gpus(name: str, gpus: int = 1) -> CopySpec:
+    return CopySpec(name, Path("/nowhere") / name, 512, slots=2, threads=0, kv_f32=False, gpus=gpus)
+
+
+def test_copies_on_gpus_have_them_for_themselves() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        await asyncio.gather(use(fleet, on_gpus("one")), use(fleet, on_gpus("two", 2)))
+        placed = {copy.model_id: copy.devices for copy in fleet.status()}
+        assert len(placed["one"]) == 1
+        assert len(placed["two"]) == 2
+        assert set(placed["one"]).isdisjoint(placed["two"])
+
+    play(story, gpus=3)
+
+
+def test_an_idle_copy_goes_when_another_model_needs_its_gpu() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        await use(fleet, on_gpus("one"))
+        await asyncio.sleep(5)
+        await use(fleet, on_gpus("two"), hold_s=300)
+        serving = [(copy.model_id, copy.devices) for copy in fleet.status() if copy.state in SERVING]
+        assert serving == [("two", (0,))]
+
+    play(story, gpus=1)
+
+
+def test_a_proof_run_gets_a_gpu_for_which_an_idle_copy_goes() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        await use(fleet, on_gpus("one"))
+        await asyncio.sleep(5)
+        await fleet.prove(on_gpus("two"), GenerateRequest("completion", {}), [])
+        assert not [copy for copy in fleet.status() if copy.state in SERVING]
+
+    play(story, gpus=1)
+
+
+def sleeper(launcher: FakeLauncher) -> FakeEngine:
+    engine = FakeEngine(launcher)
+    engine.can_sleep = True
+    return engine
+
+
+async def alternate(fleet: Fleet) -> None:
+    """Two models that need the one GPU, asked in turns: the first must come back."""
+    for name in ("one", "two", "one"):
+        await use(fleet, on_gpus(name), hold_s=300)
+        await asyncio.sleep(5)
+
+
+def test_a_copy_that_can_sleep_gives_its_gpu_up_and_comes_back_without_a_new_process() -> None:
+    launcher = FakeLauncher()
+    engine = sleeper(launcher)
+
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        await alternate(fleet)
+        assert sorted((copy.model_id, copy.state in SERVING) for copy in fleet.status()) == [
+            ("one", True),
+            ("two", False),
+        ]
+        assert launcher.started == 2
+        assert (engine.slept, engine.woken) == (2, 1)
+        assert fleet.model_status(on_gpus("one")).wake_s["asleep"] == pytest.approx(0.3 + 0.4, abs=0.1)
+        assert fleet.model_status(on_gpus("two")).state == "asleep"
+
+    play(story, launcher, gpus=1, engine=engine)
+
+
+def test_a_copy_that_answers_otherwise_after_it_slept_is_replaced() -> None:
+    launcher = FakeLauncher()
+    engine = sleeper(launcher)
+
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        for name in ("one", "two"):
+            await use(fleet, on_gpus(name), hold_s=300)
+            await asyncio.sleep(5)
+        engine.says = "garbage"
+        await use(fleet, on_gpus("one"), hold_s=300)
+        assert launcher.started == 3
+        assert engine.woken == 1
+
+    play(story, launcher, gpus=1, engine=engine)
+
+
+def test_a_copy_does_not_sleep_where_memory_is_short() -> None:
+    launcher = FakeLauncher()
+    engine = sleeper(launcher)
+
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        await alternate(fleet)
+        assert engine.slept == 0
+        assert launcher.started == 3
+
+    play(story, launcher, gpus=1, engine=engine, memory_bytes=5 * GB)
+
+
+def test_a_model_that_is_removed_takes_its_sleeping_copies_with_it() -> None:
+    launcher = FakeLauncher()
+    engine = sleeper(launcher)
+
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        for name in ("one", "two"):
+            await use(fleet, on_gpus(name), hold_s=300)
+            await asyncio.sleep(5)
+        await fleet.remove("one")
+        assert [copy.model_id for copy in fleet.status()] == ["two"]
+        assert len(launcher.alive) == 1
+
+    play(story, launcher, gpus=1, engine=engine)
