@@ -311,7 +311,7 @@ def test_a_log_line_of_a_request_names_model_copy_and_principal(watched: Server)
 
     (line,) = [line for line in lines if line["event"] == "request"]
     assert line["model"] == "watched"
-    assert line["copy_id"] == watched.status()["copies"][0]["copy_id"]
+    assert line["copy_id"] in {copy["copy_id"] for copy in watched.status()["copies"]}
     assert line["principal"].startswith("arn:aws:iam::")
     assert line["outcome"] == "ok"
 
