@@ -17,6 +17,7 @@ import boto3
 from botocore.config import Config
 
 from outcrop.access.bootstrap import Credentials, read
+from outcrop.importing import rates
 
 
 class Server:
@@ -135,8 +136,9 @@ class Server:
         return found
 
     def store_bytes(self) -> int:
-        """Bytes of all distinct files in the weight store."""
-        states = [path.stat() for path in (self.home / "store").rglob("*") if path.is_file()]
+        """Bytes of all distinct files in the weight store; what it remembers of earlier imports is not counted."""
+        found = (path for path in (self.home / "store").rglob("*") if path.name != rates.FILE)
+        states = [path.stat() for path in found if path.is_file()]
         return sum({state.st_ino: state.st_size for state in states}.values())
 
     def patch(self, path: str, change: dict[str, Any]) -> dict[str, Any]:

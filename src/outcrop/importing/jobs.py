@@ -282,8 +282,8 @@ class Importer:
             ended_at=now,
         )
         await in_thread(complete)
+        await self._on_model(model)  # at once: who reads "Completed" may ask the model
         await self._learn(work)
-        await self._on_model(model)
         log.info("import job completed", job_id=job.job_id, model_id=job.model_id, timings=work.job.timings)
 
     async def _learn(self, work: _Work) -> None:
