@@ -29,7 +29,7 @@ def ask(server: Server, operation: str) -> dict[str, Any]:
     arn = server.client("bedrock").get_imported_model(modelIdentifier="bumpy")["modelArn"]
     runtime = server.client("bedrock-runtime")
     answer: dict[str, Any] = getattr(runtime, operation)(
-        modelId=arn, messages=CONVERSE, inferenceConfig={"maxTokens": 8}
+        modelId=arn, messages=CONVERSE, inferenceConfig={"maxTokens": 8, "temperature": 0}
     )
     return answer
 
