@@ -473,12 +473,16 @@ def _fault(status: int, error: _Error) -> ServiceError:
     return EngineFault(f"the engine answered {status}: {error.message}", engine_status=status)
 
 
+# What a token that ends within a character is shown as. An answer that its length cuts there ends before it.
+_HALF_CHARACTER = "\ufffd"
+
+
 def _whole_choice(answer: _Answer, how: Plan, index: int) -> Choice:
     choice = answer.choices[0]
     message = choice.message or _Message(content=choice.text)
     text, calls, finish_reason = message.content or "", message.tool_calls or [], choice.finish_reason
     if finish_reason == "length":
-        text = text.rstrip("\ufffd")  # half a character, which a stream does not give either
+        text = text.rstrip(_HALF_CHARACTER)
     reasoning = message.reasoning_content or message.reasoning
     reader = how.reader()
     if reader is not None:
@@ -512,6 +516,7 @@ class _Reading:
         self._top_logprobs = how.top_logprobs
         self._reader = how.reader()
         self._called_tools = False
+        self._held = ""  # half a character at the end: part of the answer only when something follows
 
     def chunks(self, answer: _Answer) -> list[Chunk]:
         usage = Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens) if answer.usage else None
@@ -521,6 +526,10 @@ class _Reading:
         delta = choice.delta or _Message(content=choice.text)
         text, calls, finish_reason = delta.content or "", delta.tool_calls, choice.finish_reason
         reasoning = delta.reasoning_content or delta.reasoning
+        if self._held or text.endswith(_HALF_CHARACTER):
+            text = self._held + text
+            whole = text.rstrip(_HALF_CHARACTER)
+            self._held, text = (text[len(whole) :], whole) if finish_reason in (None, "length") else ("", text)
         if self._reader is not None:
             read = self._reader.feed(text)
             if finish_reason is not None:
