@@ -170,7 +170,7 @@ def private_mount(folder: Path, options: str) -> list[str]:
     The three folders of a weight store are made in it first, since a read-only one could not be written later.
     """
     script = (
-        'mkdir -p "$0" && mount -t tmpfs none "$0" && mkdir "$0"/blobs "$0"/models "$0"/staging'
+        'mkdir -p "$0" && mount -t tmpfs none "$0" && mkdir "$0"/blobs "$0"/artifacts "$0"/models "$0"/staging'
         ' && mount -o "remount,$1" "$0" && shift && exec "$@"'
     )
     flags = ["-m"] if os.geteuid() == 0 else ["-U", "-r", "-m"]
