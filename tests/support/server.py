@@ -167,7 +167,7 @@ class Server:
 def private_mount(folder: Path, options: str) -> list[str]:
     """What to put before a command so that it runs with a tmpfs over *folder*, in a mount namespace of its own.
 
-    The three folders of a weight store are made in it first, since a read-only one could not be written later.
+    The four folders of a weight store are made in it first, since a read-only one could not be written later.
     """
     script = (
         'mkdir -p "$0" && mount -t tmpfs none "$0" && mkdir "$0"/blobs "$0"/artifacts "$0"/models "$0"/staging'
