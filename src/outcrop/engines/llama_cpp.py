@@ -6,9 +6,8 @@ import asyncio
 import base64
 import math
 import sys
-import uuid
 from array import array
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -17,16 +16,15 @@ import msgspec
 from msgspec import structs
 
 from outcrop.engines import http1
-from outcrop.engines.answer_text import Piece
 from outcrop.engines.base import CopySpec, Endpoint
 from outcrop.engines.choices import all_or_first_error, merged
 from outcrop.engines.llama_cpp_request import CHAT, PLAIN, TEMPLATE_FIELDS, Plan, Template, plan, read_template
 from outcrop.engines.occupancy import Occupancy, from_slots
+from outcrop.engines.openai_answers import Reading, Spent, decode_answer, fault, read, refusal, status_of, whole_choice
 from outcrop.engines.progress import from_prometheus
 from outcrop.engines.prompt_logprobs import prompt_logprobs
-from outcrop.engines.tool_text import joined
-from outcrop.errors import EngineFault, EngineTimeout, InvalidRequest, PromptTooLong, ServiceError
-from outcrop.inference.canonical import Choice, Chunk, Completion, GenerateRequest, Usage
+from outcrop.errors import EngineFault, EngineTimeout, InvalidRequest, ServiceError
+from outcrop.inference.canonical import Chunk, Completion, GenerateRequest, Usage
 from outcrop.inference.embeddings import Embeddings, EmbedRequest
 
 T = TypeVar("T")
@@ -51,59 +49,6 @@ def default_slots(context_tokens: int, kv_bytes_per_token: int, memory_bytes: in
     return max(1, min(MOST_SLOTS, memory_bytes // 4 // per_slot))
 
 
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class _Message(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None  # vLLM's name for it
-    tool_calls: list[Any] | None = None
-
-
-class _Choice(msgspec.Struct):
-    index: int = 0
-    text: str | None = None
-    message: _Message | None = None
-    delta: _Message | None = None
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None  # of vLLM: the stop sequence that matched, or the id of an end token
-    logprobs: Any = None
-    prompt_logprobs: list[Any] | None = None
-
-
-class _Error(msgspec.Struct):
-    code: int | str | None = 500
-    message: str = ""
-    type: str = ""
-    n_prompt_tokens: int | None = None
-    n_ctx: int | None = None
-
-
-class _Verbose(msgspec.Struct):
-    """What the engine says beside the answer when asked for more."""
-
-    stop_type: str = ""
-    stopping_word: str = ""
-
-
-class _Timings(msgspec.Struct):
-    predicted_ms: float | None = None
-
-
-class _Answer(msgspec.Struct):
-    """An answer or a streamed event, of chats and completions both."""
-
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    error: _Error | None = None
-    timings: _Timings | None = None
-    verbose: _Verbose | None = msgspec.field(default=None, name="__verbose")
-    prompt_logprobs: list[Any] | None = None
-
-
 class _Tokens(msgspec.Struct):
     tokens: list[int]
 
@@ -115,7 +60,7 @@ class _Vector(msgspec.Struct):
 
 class _Vectors(msgspec.Struct):
     data: list[_Vector]
-    usage: _Usage
+    usage: Spent
 
 
 class _Count(msgspec.Struct):
@@ -131,7 +76,6 @@ class _Prompt(msgspec.Struct):
     prompt: str
 
 
-_decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_tokens = msgspec.json.Decoder(_Tokens).decode
 _decode_vectors = msgspec.json.Decoder(_Vectors).decode
 _decode_count = msgspec.json.Decoder(_Count).decode
@@ -240,16 +184,16 @@ class LlamaCpp:
 
     async def _complete(self, endpoint: Endpoint, how: Plan, index: int) -> Completion:
         async with self._ask(endpoint, how.path, how.of_choice(index) | {"stream": False}) as response:
-            answer = _read(_decode_answer, await response.read())
+            answer = read(decode_answer, await response.read())
         if answer.error is not None:
-            raise _fault(_status(answer.error), answer.error)
+            raise fault(status_of(answer.error), answer.error)
         if answer.usage is None or not answer.choices:
             raise EngineFault("the engine's answer has no token counts")
         usage = Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens)
         said = answer.prompt_logprobs or answer.choices[0].prompt_logprobs  # of an engine that knows the field
         decode_ms = answer.timings.predicted_ms if answer.timings is not None else None
         return Completion(
-            choices=[_whole_choice(answer, how, index)],
+            choices=[whole_choice(answer, how, index)],
             usage=usage,
             prompt_logprobs=said,
             decode_s=None if decode_ms is None else decode_ms / 1000,
@@ -283,7 +227,7 @@ class LlamaCpp:
         """Choice *index* of *request*, asked as *how* says, by default as planned here."""
         how = how or await self._plan(endpoint, request)
         body = how.of_choice(index) | {"stream": True, "stream_options": {"include_usage": True}}
-        chunks_of = _Reading(how, index).chunks
+        chunks_of = Reading(how, index).chunks
         async with self._ask(endpoint, how.path, body, reuse=False) as response:
             rest = b""
             async for data in response.parts(gather_s=_GATHER_S, end=b"data: [DONE]"):
@@ -296,11 +240,11 @@ class LlamaCpp:
                         if batch:
                             yield batch
                         return
-                    answer = _read(_decode_answer, event[6:])
+                    answer = read(decode_answer, event[6:])
                     if answer.error is not None:
                         if batch:
                             yield batch
-                        raise _fault(_status(answer.error), answer.error)
+                        raise fault(status_of(answer.error), answer.error)
                     batch += chunks_of(answer)
                 if batch:
                     yield batch
@@ -310,7 +254,7 @@ class LlamaCpp:
         how = await self._plan(endpoint, request)
         if how.path == CHAT:
             async with self._ask(endpoint, CHAT + "/input_tokens", how.body) as response:
-                return _read(_decode_count, await response.read()).input_tokens
+                return read(_decode_count, await response.read()).input_tokens
         return len(await self._prompt_tokens(endpoint, how))
 
     async def embed(self, endpoint: Endpoint, request: EmbedRequest, *, normalize: bool) -> Embeddings:
@@ -328,7 +272,7 @@ class LlamaCpp:
 
     async def _vectors(self, endpoint: Endpoint, body: Mapping[str, Any], count: int) -> Embeddings:
         async with self._ask(endpoint, EMBEDDINGS, body) as response:
-            found = _embeddings(_read(_decode_vectors, await response.read()))
+            found = _embeddings(read(_decode_vectors, await response.read()))
         if len(found.vectors) != count:
             raise EngineFault(f"the engine gave {len(found.vectors)} embeddings for {count} inputs")
         return found
@@ -343,7 +287,7 @@ class LlamaCpp:
         known = self._templates.get(endpoint)
         if known is None:
             async with self._ask(endpoint, "/props") as response:
-                props = _read(_decode_props, await response.read())
+                props = read(_decode_props, await response.read())
             takes_tools = props.chat_template_caps.get("supports_tools", False)
             known = read_template(props.chat_template, takes_tools=takes_tools)
             while len(self._templates) >= MOST_TEMPLATES:
@@ -354,12 +298,12 @@ class LlamaCpp:
     async def _rendered(self, endpoint: Endpoint, body: dict[str, Any]) -> str:
         """The text that the chat template makes of messages and tools."""
         async with self._ask(endpoint, "/apply-template", body) as response:
-            return _read(_decode_prompt, await response.read()).prompt
+            return read(_decode_prompt, await response.read()).prompt
 
     async def tokenize(self, endpoint: Endpoint, text: str, *, add_special: bool = False) -> list[int]:
         body = {"content": text, "add_special": add_special, "parse_special": True}
         async with self._ask(endpoint, "/tokenize", body) as response:
-            return _read(_decode_tokens, await response.read()).tokens
+            return read(_decode_tokens, await response.read()).tokens
 
     async def occupancy(self, endpoint: Endpoint) -> Occupancy | None:
         page = await self._page(endpoint, "/slots")
@@ -416,7 +360,7 @@ class LlamaCpp:
             )
             try:
                 if response.status != 200:
-                    raise _refusal(response.status, await response.read())
+                    raise refusal(response.status, await response.read())
                 yield response
             finally:
                 # A response that was read to its end gives its connection back; closing any other one is what tells
@@ -436,160 +380,3 @@ def _embeddings(answer: _Vectors) -> Embeddings:
     if not all(math.isfinite(value) for vector in vectors for value in array("f", vector)):
         raise EngineFault("the engine's embedding is not a number: the weights are damaged or overflow")
     return Embeddings(vectors=vectors, prompt_tokens=answer.usage.prompt_tokens)
-
-
-def _read(decode: Callable[[bytes], T], data: bytes) -> T:
-    try:
-        return decode(data)
-    except msgspec.MsgspecError as exc:
-        raise EngineFault(f"the engine's answer could not be read: {exc}") from exc
-
-
-def _refusal(status: int, data: bytes) -> ServiceError:
-    try:
-        error = _decode_answer(data).error
-    except msgspec.MsgspecError:
-        error = None
-    return _fault(status, error or _Error(code=status, message=data[:500].decode(errors="replace")))
-
-
-def _status(error: _Error) -> int:
-    """The HTTP status that an error inside an answer stands for; other engines write words there."""
-    return error.code if isinstance(error.code, int) else 500
-
-
-def _fault(status: int, error: _Error) -> ServiceError:
-    if error.type == "exceed_context_size_error":
-        return PromptTooLong(
-            f"The prompt has {error.n_prompt_tokens} tokens; this model's context holds {error.n_ctx} tokens. "
-            "Shorten the prompt."
-        )
-    if status == 400 and "maximum context length" in error.message:  # vLLM and SGLang
-        return PromptTooLong(f"{error.message.rstrip('.')}. Shorten the prompt.")
-    # What the template or the reader of messages minds comes as a 500, but is the caller's.
-    if status == 400 or error.message.startswith(("Failed to parse messages", "Failed to parse tools")):
-        _, refused, why = error.message.partition("Jinja Exception: ")
-        return InvalidRequest(f"The model's chat template refuses the messages: {why}" if refused else error.message)
-    return EngineFault(f"the engine answered {status}: {error.message}", engine_status=status)
-
-
-# What a token that ends within a character is shown as. An answer that its length cuts there ends before it.
-_HALF_CHARACTER = "\ufffd"
-
-
-def _whole_choice(answer: _Answer, how: Plan, index: int) -> Choice:
-    choice = answer.choices[0]
-    message = choice.message or _Message(content=choice.text)
-    text, calls, finish_reason = message.content or "", message.tool_calls or [], choice.finish_reason
-    if finish_reason == "length":
-        text = text.rstrip(_HALF_CHARACTER)
-    reasoning = message.reasoning_content or message.reasoning
-    reader = how.reader()
-    if reader is not None:
-        read = _joined([reader.feed(text), reader.finish()])
-        text, calls, reasoning = read.text, joined(_with_ids(read.calls)), read.reasoning or None
-        finish_reason = _finish_reason(finish_reason, called_tools=bool(calls))
-    return Choice(
-        index=index,
-        text=text,
-        finish_reason=finish_reason,
-        logprobs=_trimmed(choice.logprobs, how.top_logprobs),
-        tool_calls=calls or None,
-        reasoning=reasoning,
-        stop_sequence=_stop_sequence(answer),
-    )
-
-
-def _joined(pieces: list[Piece]) -> Piece:
-    return Piece(
-        "".join(piece.text for piece in pieces),
-        [call for piece in pieces for call in piece.calls],
-        "".join(piece.reasoning for piece in pieces),
-    )
-
-
-class _Reading:
-    """Turns the events of one streamed answer into chunks."""
-
-    def __init__(self, how: Plan, index: int) -> None:
-        self._index = index
-        self._top_logprobs = how.top_logprobs
-        self._reader = how.reader()
-        self._called_tools = False
-        self._held = ""  # half a character at the end: part of the answer only when something follows
-
-    def chunks(self, answer: _Answer) -> list[Chunk]:
-        usage = Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens) if answer.usage else None
-        if not answer.choices:
-            return [Chunk(usage=usage, index=self._index)] if usage else []
-        choice = answer.choices[0]
-        delta = choice.delta or _Message(content=choice.text)
-        text, calls, finish_reason = delta.content or "", delta.tool_calls, choice.finish_reason
-        reasoning = delta.reasoning_content or delta.reasoning
-        if self._held or text.endswith(_HALF_CHARACTER):
-            text = self._held + text
-            whole = text.rstrip(_HALF_CHARACTER)
-            self._held, text = (text[len(whole) :], whole) if finish_reason in (None, "length") else ("", text)
-        if self._reader is not None:
-            read = self._reader.feed(text)
-            if finish_reason is not None:
-                read = _joined([read, self._reader.finish()])
-            text, calls, reasoning = read.text, _with_ids(read.calls), read.reasoning or None
-            self._called_tools |= bool(calls)
-            finish_reason = _finish_reason(finish_reason, called_tools=self._called_tools)
-        chunk = Chunk(
-            text=text,
-            finish_reason=finish_reason,
-            usage=usage,
-            index=self._index,
-            logprobs=_trimmed(choice.logprobs, self._top_logprobs),
-            tool_calls=calls or None,
-            reasoning=reasoning,
-            stop_sequence=_stop_sequence(answer),
-        )
-        return [chunk] if text or chunk != Chunk(index=self._index) else []  # the first event only names the role
-
-
-def _with_ids(calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """*calls* with an id where a call begins; later deltas of it have none."""
-    return [{"id": f"call_{uuid.uuid4().hex[:24]}", **call} if "type" in call else call for call in calls]
-
-
-def _finish_reason(reason: str | None, *, called_tools: bool) -> str | None:
-    return "tool_calls" if called_tools and reason == "stop" else reason
-
-
-def _stop_sequence(answer: _Answer) -> str | None:
-    matched = answer.choices[0].stop_reason
-    if isinstance(matched, str):
-        return matched
-    verbose = answer.verbose
-    return verbose.stopping_word if verbose is not None and verbose.stop_type == "word" else None
-
-
-def _from_older(logprobs: Mapping[str, Any]) -> dict[str, Any]:
-    """The form of chats, of what engines other than llama.cpp say in OpenAI's older form of completions."""
-    tokens, values = logprobs.get("tokens") or [], logprobs.get("token_logprobs") or []
-    alternatives = logprobs.get("top_logprobs") or [None] * len(tokens)
-    content = [
-        {
-            **_entry(token, value),
-            "top_logprobs": [_entry(other, logprob) for other, logprob in (others or {}).items()],
-        }
-        for token, value, others in zip(tokens, values, alternatives, strict=False)
-    ]
-    return {"content": content}
-
-
-def _entry(token: str, logprob: float | None) -> dict[str, Any]:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
-
-
-def _trimmed(logprobs: Any, top: int | None) -> Any:
-    """*logprobs* with *top* alternatives a token; the engine cannot be asked for none."""
-    if not logprobs or top is None:
-        return None
-    if "content" not in logprobs:
-        logprobs = _from_older(logprobs)
-    content = [{**entry, "top_logprobs": entry.get("top_logprobs", [])[:top]} for entry in logprobs["content"]]
-    return {"content": content}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from outcrop.engines.llama_cpp import _Answer, _Choice, _Message, _Reading
 from outcrop.engines.llama_cpp_request import CHAT, Plan
+from outcrop.engines.openai_answers import Answer, AnswerChoice, Reading, Said
 
 
 def streamed(*pieces: str, finish_reason: str) -> str:
-    reading = _Reading(Plan(CHAT, {}), 0)
-    answers = [_Answer(choices=[_Choice(delta=_Message(content=piece))]) for piece in pieces]
-    answers.append(_Answer(choices=[_Choice(delta=_Message(), finish_reason=finish_reason)]))
+    reading = Reading(Plan(CHAT, {}), 0)
+    answers = [Answer(choices=[AnswerChoice(delta=Said(content=piece))]) for piece in pieces]
+    answers.append(Answer(choices=[AnswerChoice(delta=Said(), finish_reason=finish_reason)]))
     return "".join(chunk.text for answer in answers for chunk in reading.chunks(answer))
 
 
