@@ -22,7 +22,7 @@ from outcrop.checkpoints.engines import HARDWARE, LLAMA_CPP
 from outcrop.checkpoints.families import FAMILIES, Family
 from outcrop.checkpoints.pre_tokenizers import LOOSE, PRE_TOKENIZERS
 from outcrop.checkpoints.quantisation import METHODS
-from outcrop.cli.main import app
+from outcrop.cli.main import application
 from outcrop.engines.gguf_plan import QUANTISED
 from outcrop.errors import Faulty, Passing, Refused, ServiceError
 from outcrop.proxy.settings import PREFIX, SAGEMAKER, ProxySettings
@@ -82,7 +82,7 @@ def _settings_rows(settings: type[BaseSettings], prefix: str, undefined: str) ->
 
 
 def cli_page() -> str:
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(application())
     parts = ["# Commands", ""]
     _describe(group, "outcrop", parts)
     return "\n".join(parts) + "\n"
