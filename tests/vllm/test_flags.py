@@ -14,7 +14,7 @@ from outcrop.engines import sglang, vllm_command
 from outcrop.engines.hardware import Hardware
 from outcrop.engines.on_gpus import Options
 
-OPTIONS = Options("serve", Path("/work"))
+OPTIONS = Options("serve", Path("/copies"))
 STYLES = [
     ("hermes", "qwen3"), ("mistral", None), ("llama3_json", None), ("deepseek_v3", "deepseek_r1"),
     ("qwen3_coder", None), ("openai", "openai_gptoss"), ("phi4_mini_json", None), (None, None),

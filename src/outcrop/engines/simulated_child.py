@@ -14,7 +14,7 @@ import os
 import random
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,7 +81,7 @@ class Copy:
         self.config = config
         self.batch = Batch(config.calibration)
         self.is_started = False
-        self._answers: dict[int, Answer] = {}
+        self._answers: dict[Hashable, Answer] = {}
         self._number = 0
         self._work = asyncio.Event()
         self.generated_tokens = 0
@@ -103,11 +103,11 @@ class Copy:
             await asyncio.sleep(max(0.0, due - loop.time()))
             ended = set(step.ended)
             for key, count in step.tokens.items():
-                if (answer := self._answers.get(key)) is not None:  # type: ignore[call-overload]  # keys are numbers
+                if (answer := self._answers.get(key)) is not None:
                     self.generated_tokens += count
                     self._say(answer, count, is_last=key in ended)
             for key in ended:
-                self._answers.pop(key, None)  # type: ignore[call-overload]
+                self._answers.pop(key, None)
 
     def submit(self, answer: Answer) -> int:
         """Queue *answer*; the key to cancel it by."""

@@ -119,22 +119,10 @@ class Ours:
         return self._params
 
 
-class KnativeLike:
-    """Mean concurrency over 60 s against 70 % of a copy's slots, with a 6 s panic window; blind to starting copies.
+class _Watching:
+    """A rule that looks at the load of the moment alone: it remembers no request, forecasts no rest, has no floors."""
 
-    Scales down at most by half a tick, never while in panic; to zero *keep_alive_s* after the last request.
-    """
-
-    tick_s = 2.0
     is_scheduled = False
-
-    def __init__(self, slots: int, most: int, keep_alive_s: float) -> None:
-        self.name = "Knative-like"
-        self._target = 0.7 * slots
-        self._most = most
-        self._keep_alive_s = keep_alive_s
-        self._seen: deque[tuple[float, int]] = deque()
-        self._panic_until, self._panic_copies = -1.0, 0
 
     def arrived(self, now: float) -> None:
         pass
@@ -147,6 +135,23 @@ class KnativeLike:
 
     def floor_at(self, now: float) -> int:
         return 0
+
+
+class KnativeLike(_Watching):
+    """Mean concurrency over 60 s against 70 % of a copy's slots, with a 6 s panic window; blind to starting copies.
+
+    Scales down at most by half a tick, never while in panic; to zero *keep_alive_s* after the last request.
+    """
+
+    tick_s = 2.0
+
+    def __init__(self, slots: int, most: int, keep_alive_s: float) -> None:
+        self.name = "Knative-like"
+        self._target = 0.7 * slots
+        self._most = most
+        self._keep_alive_s = keep_alive_s
+        self._seen: deque[tuple[float, int]] = deque()
+        self._panic_until, self._panic_copies = -1.0, 0
 
     def desired(self, load: Load) -> int:
         now, ready = load.now, max(1, load.ready)
@@ -170,29 +175,16 @@ class KnativeLike:
         return min(self._most, wanted)
 
 
-class QueueThreshold:
+class QueueThreshold(_Watching):
     """Five waiting requests a copy, polled every 15 s; down to the highest of 300 s, to zero after *keep_alive_s*."""
 
     tick_s = 15.0
-    is_scheduled = False
 
     def __init__(self, most: int, keep_alive_s: float) -> None:
         self.name = "queue threshold"
         self._most = most
         self._keep_alive_s = keep_alive_s
         self._seen: deque[tuple[float, int]] = deque()
-
-    def arrived(self, now: float) -> None:
-        pass
-
-    def served(self, duration_s: float, beside: int) -> None:
-        pass
-
-    def rests_until(self, active_at: float) -> float | None:
-        return None
-
-    def floor_at(self, now: float) -> int:
-        return 0
 
     def desired(self, load: Load) -> int:
         current = load.ready + load.starting
@@ -208,24 +200,14 @@ class QueueThreshold:
         return min(self._most, max(value for _, value in self._seen))
 
 
-class Always:
+class Always(_Watching):
     """So many copies, whatever comes: what is reserved."""
 
     tick_s = 3600.0
-    is_scheduled = False
 
     def __init__(self, copies: int) -> None:
         self.name = f"always {copies}"
         self._copies = copies
-
-    def arrived(self, now: float) -> None:
-        pass
-
-    def served(self, duration_s: float, beside: int) -> None:
-        pass
-
-    def rests_until(self, active_at: float) -> float | None:
-        return None
 
     def floor_at(self, now: float) -> int:
         return self._copies

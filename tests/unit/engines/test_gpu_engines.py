@@ -25,7 +25,7 @@ H100S = Hardware(64, 512 << 30, tuple(Gpu(n, "NVIDIA H100 80GB HBM3", 80 << 30, 
 T4 = Hardware(8, 64 << 30, (Gpu(0, "Tesla T4", 16 << 30, "nvidia", 7.5),))
 MI300 = Hardware(64, 512 << 30, (Gpu(0, "AMD Instinct MI300X", 192 << 30, "amd"),))
 CPU = Hardware(8, 64 << 30, cpu_flags=frozenset({"avx2"}))
-OPTIONS = Options("/opt/engine", Path("/work"))
+OPTIONS = Options("/opt/engine", Path("/copies"))
 
 
 def spec(
@@ -89,8 +89,8 @@ def test_vllm_on_gpus_is_told_everything_and_no_secret() -> None:
     assert (given["--tool-call-parser"], given["--reasoning-parser"]) == ("hermes", "qwen3")
     assert "--enable-sleep-mode" in config["argv"]
     assert config["environment"]["CUDA_VISIBLE_DEVICES"] == "2,3"
-    assert config["environment"]["VLLM_CACHE_ROOT"] == "/work/m1/cache"
-    assert config["links"] == {"/work/m1/checkpoint": "/store/m1/checkpoint"}
+    assert config["environment"]["VLLM_CACHE_ROOT"] == "/copies/m1/cache"
+    assert config["links"] == {"/copies/m1/checkpoint": "/store/m1/checkpoint"}
     assert "hidden" not in " ".join(config["argv"] + engine.command(placed))
 
 
@@ -139,7 +139,7 @@ def test_what_was_kept_of_models_that_are_gone_is_swept(tmp_path: Path) -> None:
 
 
 def test_an_operators_arguments_come_last_so_that_they_win() -> None:
-    options = Options("/opt/engine", Path("/work"), extra=("--max-model-len", "100"))
+    options = Options("/opt/engine", Path("/copies"), extra=("--max-model-len", "100"))
 
     assert vllm_command.served(spec(8), H100S, options).argv[-2:] == ("--max-model-len", "100")
 
@@ -188,7 +188,7 @@ def test_tensorrt_llm_is_told_batch_context_and_share() -> None:
     found = tensorrt_llm.served(spec(70, thoughts="deepseek_r1"), H100S, OPTIONS)
     given = flags(found.argv)
 
-    assert found.argv[:3] == ("/opt/engine", "serve", "/work/m1/checkpoint")
+    assert found.argv[:3] == ("/opt/engine", "serve", "/copies/m1/checkpoint")
     assert (given["--tp_size"], given["--max_seq_len"]) == ("4", "8192")
     assert given["--max_batch_size"] == str(found.slots)
     assert given["--reasoning_parser"] == "deepseek-r1"
@@ -242,7 +242,7 @@ def test_how_calls_and_thoughts_are_written_is_read_off_the_chat_template(
 
 
 LOG = """(APIServer pid=1) INFO 11-25 [core.py:134] Initializing a V1 LLM engine (v0.32.0) with config: x
-INFO [gpu_model_runner.py:5040] Starting to load model /work/m1/checkpoint...
+INFO [gpu_model_runner.py:5040] Starting to load model /copies/m1/checkpoint...
 (Worker_TP0) INFO Loading weights took 3.25 seconds
 (Worker_TP1) INFO Loading weights took 3.75 seconds
 INFO torch.compile took 11.20 s in total
