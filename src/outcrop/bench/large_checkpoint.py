@@ -53,7 +53,10 @@ def make_checkpoint(folder: Path, shape: Mapping[str, int], shards: int, *, spar
 
 
 def _tokenizer(vocab_size: int) -> str:
-    """The sample's tokenizer, filled up with tokens and merges to the size of a large vocabulary."""
+    """The sample's tokenizer, filled up with tokens and merges to the size of a large vocabulary.
+
+    Llama 3's has 280,147 merges to 128,256 tokens: several ways lead to one token.
+    """
     document = json.loads((SAMPLE / "tokenizer.json").read_text())
     vocab = document["model"]["vocab"]
     taken = max([*vocab.values(), *(token["id"] for token in document["added_tokens"])]) + 1
@@ -62,7 +65,8 @@ def _tokenizer(vocab_size: int) -> str:
         text = f"{'Ġ' if index % 2 else ''}qz{index:x}"  # as long as words of large vocabularies are, half with a space
         vocab[text] = index
         document["model"]["merges"].append([texts[index % len(texts)], text] if index % 2 else ["Ġ", text])
-    return json.dumps(document, ensure_ascii=False)
+        document["model"]["merges"] += [[text, texts[(index + way) % len(texts)]] for way in range(1 + index % 5 // 4)]
+    return json.dumps(document, ensure_ascii=False, indent=2)  # as the tokenizers library saves it
 
 
 def _block() -> bytes:

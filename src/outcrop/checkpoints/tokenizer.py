@@ -126,10 +126,10 @@ def _tokenizer(document: _Document, *, may_end: bool) -> Tokenizer:
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             raise refused(f"sets {option} to {model[option]!r}, which the engine does not do")
-    merges = Texts(document.merges())
     tokens = document.tokens()
     added = document.added
     _check_tokens(tokens, added)
+    merges = Texts(document.merges())  # last: what the check needed is free again
     return Tokenizer(
         kind="bpe",
         tokens=tokens,

@@ -21,12 +21,12 @@ class Texts(Sequence[str]):
     __slots__ = ("_all", "_starts")
 
     def __init__(self, pieces: Iterable[Sequence[str]] = ()) -> None:
-        joined, self._starts = [], array("I", [0])
+        self._all, self._starts = bytearray(), array("I", [0])  # UTF-8
         for texts in pieces:
-            ends = accumulate(map(len, texts), initial=self._starts[-1])
+            some = [_bytes(text) for text in texts]
+            ends = accumulate(map(len, some), initial=self._starts[-1])
             self._starts.extend(islice(ends, 1, None))
-            joined.append("".join(texts))
-        self._all = "".join(joined)
+            self._all += b"".join(some)
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -39,19 +39,27 @@ class Texts(Sequence[str]):
         if isinstance(place, slice):
             return [self[one] for one in range(*place.indices(len(self)))]
         place = range(len(self))[place]
-        return self._all[self._starts[place] : self._starts[place + 1]]
+        return _text(self._all[self._starts[place] : self._starts[place + 1]])
 
     def __iter__(self) -> Iterator[str]:
-        return (self._all[begin:end] for begin, end in pairwise(self._starts))
+        return (_text(self._all[begin:end]) for begin, end in pairwise(self._starts))
 
     def find(self, text: str) -> int | None:
         """The first place of *text*."""
-        begin = -1
-        while text and (begin := self._all.find(text, begin + 1)) >= 0:
+        begin, wanted = -1, _bytes(text)
+        while wanted and (begin := self._all.find(wanted, begin + 1)) >= 0:
             place = bisect_right(self._starts, begin) - 1
-            if self._starts[place] == begin and self[place] == text:
+            if self._starts[place] == begin and self._starts[place + 1] == begin + len(wanted):
                 return place
         return None
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")
+
+
+def _text(raw: bytearray) -> str:
+    return raw.decode(errors="surrogatepass")
 
 
 class Vocabulary(Mapping[int, str]):

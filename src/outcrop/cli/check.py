@@ -33,6 +33,7 @@ def check(
     """
     from outcrop.importing.report import lines
 
+    machine.give_back_large_blocks()
     try:
         told = asyncio.run(_told(source, role, home))
     except ServiceError as exc:

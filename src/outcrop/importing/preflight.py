@@ -7,6 +7,7 @@ is long enough for most; a store with 20 ms of latency costs a few of them, howe
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from outcrop.importing.sources.base import Source, SourceFile
 from outcrop.importing.tasks import tasks
 
 READS_AT_A_TIME = 32
+TEXT_PART_BYTES = 2 << 20
+PARTS_AT_A_TIME = 3  # of one text
 LARGEST_TEXT_BYTES = 256_000_000  # tokenizer.json of the largest vocabularies is about 35 MB
 HEAD_BYTES = 64 << 10  # holds the header of a shard of some 500 tensors
 _TEMPLATE_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -69,8 +72,7 @@ async def _preflight(source: Source, render: Render, available: Available, pooli
     gate = asyncio.Semaphore(READS_AT_A_TIME)
 
     async def text(name: str) -> tuple[str, bytes]:
-        async with gate:
-            return name, bytes(await source.read(sources[name], 0, sources[name].size_bytes))
+        return name, await read_text(source, sources[name], gate)
 
     async def header(name: str) -> tuple[str, bytes]:
         async with gate:
@@ -88,6 +90,23 @@ async def _preflight(source: Source, render: Render, available: Available, pooli
         pooling=pooling,
     )
     return await _judged(source, sources, files, render, available)
+
+
+async def read_text(source: Source, file: SourceFile, gate: asyncio.Semaphore) -> bytes:
+    """A whole *file*, in parts side by side: a large one is never in memory twice."""
+    found = io.BytesIO()
+    few = asyncio.Semaphore(PARTS_AT_A_TIME)
+
+    async def part(start: int) -> None:
+        async with few, gate:
+            body = await source.read(file, start, min(start + TEXT_PART_BYTES, file.size_bytes))
+        found.seek(start)
+        found.write(body)
+
+    async with tasks() as group:
+        for start in range(0, file.size_bytes, TEXT_PART_BYTES):
+            group.create_task(part(start))
+    return found.getvalue()
 
 
 async def read_header(source: Source, file: SourceFile) -> bytes:

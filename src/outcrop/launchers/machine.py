@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from contextlib import suppress
 from pathlib import Path
 
 MEMORY_SHARE = 0.8  # of what is granted; the rest is the server's, the page cache's and other programs'
+
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 def memory_bytes() -> int:
@@ -20,3 +23,12 @@ def memory_bytes() -> int:
 def cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+def give_back_large_blocks() -> None:
+    """Have every freed block of 256 kB or more returned to the system at once, where the C library is glibc.
+
+    Left alone it keeps blocks up to the largest that was ever freed, per thread: what was read in parts stays taken.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 256 << 10)
