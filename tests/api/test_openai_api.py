@@ -84,7 +84,69 @@ def test_an_error_names_its_parameter_in_openai_s_shape(sdk: openai.OpenAI, aske
     assert param in refused.value.message
 
 
-@pytest.mark.parametrize("asked", [{"echo": True}, {"suffix": "x"}, {"best_of": 2}])
+def test_several_prompts_are_answered_as_each_alone(sdk: openai.OpenAI) -> None:
+    prompts = ["for each record", "public class", "x = "]
+    asked: dict[str, Any] = {"model": "tiny", "max_tokens": 6, "temperature": 0, "n": 2, "seed": 3}
+    alone = [sdk.completions.create(prompt=prompt, **asked) for prompt in prompts]
+
+    whole = sdk.completions.create(prompt=prompts, **asked)
+    streamed = list(
+        sdk.completions.create(prompt=prompts, stream=True, stream_options={"include_usage": True}, **asked)
+    )
+
+    assert [choice.index for choice in whole.choices] == list(range(6))
+    texts = [choice.text for choice in whole.choices]
+    assert texts == [choice.text for one in alone for choice in one.choices]
+    assert whole.usage is not None
+    assert whole.usage.prompt_tokens == sum(one.usage.prompt_tokens for one in alone if one.usage)
+    assert whole.usage.completion_tokens == sum(one.usage.completion_tokens for one in alone if one.usage)
+    pieces = [choice for chunk in streamed for choice in chunk.choices]
+    assert ["".join(piece.text for piece in pieces if piece.index == index) for index in range(6)] == texts
+    assert sorted(piece.index for piece in pieces if piece.finish_reason) == list(range(6))
+    assert streamed[-1].usage == whole.usage
+
+
+def test_a_prompt_is_echoed_from_text_and_from_token_ids(sdk: openai.OpenAI, model: str) -> None:
+    text = "for each record in a list"
+    asked: dict[str, Any] = {"model": "tiny", "max_tokens": 3, "temperature": 0}
+    answer = sdk.completions.create(prompt=text, **asked).choices[0].text
+
+    echoed = sdk.completions.create(prompt=text, echo=True, **asked)
+    scored = sdk.completions.create(prompt=text, echo=True, logprobs=1, **{**asked, "max_tokens": 0})
+    pieces = sdk.completions.create(prompt=text, echo=True, stream=True, **asked)
+
+    assert echoed.choices[0].text == text + answer
+    assert "".join(piece.choices[0].text for piece in pieces if piece.choices) == text + answer
+    assert (scored.choices[0].text, scored.choices[0].finish_reason) == (text, "length")
+    assert scored.usage is not None
+    assert scored.usage.completion_tokens == 0
+    found = scored.choices[0].logprobs
+    assert found is not None
+    assert found.tokens is not None
+    assert found.token_logprobs is not None
+    assert "".join(found.tokens) == text
+    assert len(found.tokens) == scored.usage.prompt_tokens
+    assert found.token_logprobs[0] is None
+    assert all(value < 0 for value in found.token_logprobs[1:])
+
+
+def test_token_ids_are_scored_as_an_evaluation_harness_asks(server: Server, sdk: openai.OpenAI, model: str) -> None:
+    prompts = [[5, 17, 40, 8], [9, 21, 33]]
+
+    whole = sdk.completions.create(model="tiny", prompt=prompts, max_tokens=1, temperature=0, logprobs=1, echo=True)
+
+    for prompt, choice in zip(prompts, whole.choices, strict=True):
+        found = choice.logprobs
+        assert found is not None
+        assert found.token_logprobs is not None
+        assert found.top_logprobs is not None
+        assert len(found.token_logprobs) == len(found.top_logprobs) == len(prompt) + 1
+        for value, top in list(zip(found.token_logprobs, found.top_logprobs, strict=True))[1:]:
+            assert value is not None
+            assert value <= max(top.values()) + 1e-6
+
+
+@pytest.mark.parametrize("asked", [{"suffix": "x"}, {"best_of": 2}])
 def test_what_a_completion_cannot_do_is_refused_by_name(sdk: openai.OpenAI, asked: Any) -> None:
     with pytest.raises(openai.BadRequestError, match=next(iter(asked))):
         sdk.completions.create(model="tiny", prompt="x", max_tokens=1, **asked)

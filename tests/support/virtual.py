@@ -169,6 +169,9 @@ class FakeEngine:
     def stage_seconds(self, log: str) -> dict[str, float]:
         return {}
 
+    async def detokenize(self, endpoint: Endpoint, tokens: list[int]) -> str:
+        return " ".join(map(str, tokens))
+
     async def is_ready(self, endpoint: Endpoint) -> bool:
         process = self._process(endpoint)
         if process is not None and process.is_hung:

@@ -11,6 +11,7 @@ from typing import Any
 from msgspec import structs
 
 from outcrop.api.holding import Patience
+from outcrop.engines import prompts
 from outcrop.errors import EngineFault, InvalidRequest, ServiceError
 from outcrop.inference.answer import Timings
 from outcrop.inference.canonical import Chunk, Completion, GenerateRequest, Usage
@@ -219,7 +220,7 @@ class Generation:
 
 def _widened(request: GenerateRequest, lease: Lease) -> GenerateRequest:
     """*request* with as many slots as it has choices, as far as they are free; the others take their turn."""
-    choices = request.body.get("n") or 1
+    choices = prompts.choices_of(request)
     return structs.replace(request, width=lease.widen(choices - 1)) if choices > 1 else request
 
 

@@ -124,6 +124,10 @@ class Engine(Protocol):
         """Token ids of *text*, special tokens parsed, none added."""
         ...
 
+    async def detokenize(self, endpoint: Endpoint, tokens: list[int]) -> str:
+        """The text of token ids. Raises NotImplementedError where the engine has no way to say."""
+        ...
+
     async def occupancy(self, endpoint: Endpoint) -> Occupancy | None:
         """How full the copy is; None when it cannot be reached or does not say. Never raises, takes 2 s at most."""
         ...

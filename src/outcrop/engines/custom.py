@@ -75,6 +75,9 @@ class OpenAIServer(LlamaCpp):
     async def tokenize(self, endpoint: Endpoint, text: str, *, add_special: bool = False) -> list[int]:
         raise EngineFault("the OpenAI API has no tokenizer to ask")
 
+    async def detokenize(self, endpoint: Endpoint, tokens: list[int]) -> str:
+        raise NotImplementedError
+
 
 class Custom(OpenAIServer):
     """Client and command of a server that somebody else wrote."""

@@ -76,11 +76,16 @@ class _Prompt(msgspec.Struct):
     prompt: str
 
 
+class _Text(msgspec.Struct):
+    content: str
+
+
 _decode_tokens = msgspec.json.Decoder(_Tokens).decode
 _decode_vectors = msgspec.json.Decoder(_Vectors).decode
 _decode_count = msgspec.json.Decoder(_Count).decode
 _decode_props = msgspec.json.Decoder(_Props).decode
 _decode_prompt = msgspec.json.Decoder(_Prompt).decode
+_decode_text = msgspec.json.Decoder(_Text).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -304,6 +309,10 @@ class LlamaCpp:
         body = {"content": text, "add_special": add_special, "parse_special": True}
         async with self._ask(endpoint, "/tokenize", body) as response:
             return read(_decode_tokens, await response.read()).tokens
+
+    async def detokenize(self, endpoint: Endpoint, tokens: list[int]) -> str:
+        async with self._ask(endpoint, "/detokenize", {"tokens": tokens}) as response:
+            return read(_decode_text, await response.read()).content
 
     async def occupancy(self, endpoint: Endpoint) -> Occupancy | None:
         page = await self._page(endpoint, "/slots")

@@ -15,8 +15,8 @@ from outcrop.engines.base import CopySpec, Endpoint
 from outcrop.engines.hardware import Hardware
 from outcrop.engines.llama_cpp_request import Plan
 from outcrop.engines.on_gpus import SERVED_NAME, DerivedServer, Options
+from outcrop.engines.openai_answers import read
 from outcrop.engines.vllm_command import served
-from outcrop.errors import EngineFault
 from outcrop.inference.canonical import GenerateRequest
 
 NAME = "vllm"
@@ -25,6 +25,14 @@ NAME = "vllm"
 class _Count(msgspec.Struct):
     count: int
     tokens: list[int]
+
+
+class _Text(msgspec.Struct):
+    prompt: str
+
+
+_decode_count = msgspec.json.Decoder(_Count).decode
+_decode_text = msgspec.json.Decoder(_Text).decode
 
 
 class Vllm(DerivedServer):
@@ -58,13 +66,13 @@ class Vllm(DerivedServer):
     async def tokenize(self, endpoint: Endpoint, text: str, *, add_special: bool = False) -> list[int]:
         return (await self._tokenized(endpoint, {"prompt": text, "add_special_tokens": add_special})).tokens
 
+    async def detokenize(self, endpoint: Endpoint, tokens: list[int]) -> str:
+        async with self._ask(endpoint, "/detokenize", {"model": SERVED_NAME, "tokens": tokens}) as response:
+            return read(_decode_text, await response.read()).prompt
+
     async def _tokenized(self, endpoint: Endpoint, body: dict[str, Any]) -> _Count:
         async with self._ask(endpoint, "/tokenize", {"model": SERVED_NAME, **body}) as response:
-            data = await response.read()
-        try:
-            return msgspec.json.decode(data, type=_Count)
-        except msgspec.MsgspecError as exc:
-            raise EngineFault(f"the engine's answer could not be read: {exc}") from exc
+            return read(_decode_count, await response.read())
 
     def asleep(self, spec: CopySpec) -> CopySpec | None:
         """Weights in RAM, nothing on the GPU. On the processor vLLM answers 200 and does nothing: never asked there."""

@@ -27,6 +27,8 @@ class Choice(Struct, frozen=True):
     tool_calls: list[Any] | None = None
     reasoning: str | None = None
     stop_sequence: str | None = None  # the one that ended the answer, where the engine says so
+    prompt_logprobs: list[Any] | None = None  # of the prompt that this answers; see Completion
+    echo: str | None = None  # the prompt, where it was asked for before the answer
 
 
 class Completion(Struct, frozen=True):

@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 
 from msgspec import Struct
 
+from outcrop.engines import prompts
 from outcrop.engines.base import CopySpec, Endpoint, Engine
 from outcrop.errors import EngineTimeout
 from outcrop.ids import CopyId
@@ -262,7 +263,7 @@ class Watched:
     async def complete(self, endpoint: Endpoint, request: GenerateRequest) -> Completion:
         self._is_beginning = True
         try:
-            return await self._engine.complete(endpoint, request)
+            return await prompts.complete(self._engine, endpoint, request)
         except EngineTimeout:
             self._lease.report_broken()
             raise
@@ -272,7 +273,7 @@ class Watched:
     async def stream(self, endpoint: Endpoint, request: GenerateRequest) -> AsyncGenerator[list[Chunk], None]:
         self._is_beginning = True
         try:
-            async with aclosing(self._engine.stream(endpoint, request)) as chunks:
+            async with aclosing(prompts.stream(self._engine, endpoint, request)) as chunks:
                 async for batch in chunks:
                     self._is_beginning, self.awaiting_since = False, None
                     yield batch
@@ -291,7 +292,7 @@ class Watched:
             raise
 
     async def count_tokens(self, endpoint: Endpoint, request: GenerateRequest) -> int:
-        return await self._engine.count_tokens(endpoint, request)
+        return await prompts.count_tokens(self._engine, endpoint, request)
 
 
 class CopyStatus(Struct, frozen=True):

@@ -73,7 +73,7 @@ def _load(copy: Routable) -> tuple[int, int]:
 
 
 def _text(body: Mapping[str, Any], limit: int) -> str:
-    prompt = body.get("prompt")
+    prompt = body.get("prompt") or next(iter(body.get("prompts") or ()), None)
     if isinstance(prompt, str):
         return prompt[:limit]
     parts: list[str] = []

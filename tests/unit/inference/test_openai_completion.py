@@ -22,10 +22,67 @@ def test_a_prompt_may_be_token_ids(model):
     assert OPENAI_COMPLETION.decode({"prompt": [1, 2]}, model).body["prompt"] == [1, 2]
 
 
-@pytest.mark.parametrize("prompt", ["", [], ["a", "b"], [[1]], [True], [-1], 5, None])
-def test_an_empty_a_batched_or_a_foreign_prompt_is_refused(model, prompt):
-    with pytest.raises(InvalidRequest, match="prompt must be one string or one list of token ids"):
+@pytest.mark.parametrize("prompt", ["", [], ["a", ""], [[1], []], [[["a"]]], [True], [-1], [1, "a"], 5, None])
+def test_an_empty_or_a_foreign_prompt_is_refused(model, prompt):
+    with pytest.raises(InvalidRequest, match="prompt must be a string, a list of token ids, or a list of several"):
         OPENAI_COMPLETION.decode({"prompt": prompt}, model)
+
+
+@pytest.mark.parametrize("prompts", [["a", "b"], [[1], [2, 3]], ["a", [1]]])
+def test_several_prompts_are_taken(model, prompts):
+    assert OPENAI_COMPLETION.decode({"prompt": prompts, "max_tokens": 1}, model).body == {
+        "prompts": prompts,
+        "max_tokens": 1,
+    }
+    assert OPENAI_COMPLETION.decode({"prompt": prompts[:1]}, model).body["prompt"] == prompts[0]
+
+
+def test_too_many_prompts_are_refused(model):
+    with pytest.raises(InvalidRequest, match="prompt holds 257 prompts; at most 256 are taken"):
+        OPENAI_COMPLETION.decode({"prompt": ["a"] * 257}, model)
+
+
+def test_an_echo_asks_for_the_log_probabilities_of_the_prompt_as_well(model):
+    body = {"prompt": "p", "max_tokens": 0, "echo": True, "logprobs": 2}
+    assert OPENAI_COMPLETION.decode(body, model).body == {
+        "prompt": "p",
+        "echo": True,
+        "max_tokens": 0,
+        "logprobs": 2,
+        "prompt_logprobs": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 0, "echo": True, "stream": True}, "max_tokens"),
+        ({"echo": True, "logprobs": 0, "stream": True}, "logprobs"),
+    ],
+)
+def test_what_cannot_be_echoed_is_refused(model, body, param):
+    with pytest.raises(InvalidRequest) as refused:
+        OPENAI_COMPLETION.decode({"prompt": "p", **body}, model)
+    assert refused.value.param == param
+
+
+def test_an_echoed_prompt_comes_first_in_text_and_log_probabilities(ctx, usage):
+    row = {"7": {"logprob": -2.0, "decoded_token": " b"}, "8": {"logprob": -0.5, "decoded_token": " c"}}
+    said = {"content": [{"token": "!", "logprob": -1.0, "top_logprobs": [{"token": "!", "logprob": -1.0}]}]}
+    choice = Choice(index=0, text="!", finish_reason="stop", logprobs=said, echo="a b", prompt_logprobs=[None, row])
+    (found,) = OPENAI_COMPLETION.encode(Completion(choices=[choice], usage=usage), ctx)["choices"]
+    assert found == {
+        "index": 0,
+        "text": "a b!",
+        "finish_reason": "stop",
+        "logprobs": {
+            "tokens": ["a", " b", "!"],
+            "token_logprobs": [None, -2.0, -1.0],
+            "top_logprobs": [None, {" c": -0.5, " b": -2.0}, {"!": -1.0}],
+            "text_offset": [0, 1, 3],
+        },
+    }
 
 
 def test_a_whole_answer_is_a_text_completion(ctx, usage):
