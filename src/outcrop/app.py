@@ -27,6 +27,7 @@ from outcrop.access.bootstrap import Credentials, load_or_create
 from outcrop.access.certificates import ensure_certificate
 from outcrop.api.admin import Admin
 from outcrop.api.bedrock import Bedrock
+from outcrop.api.bedrock_agent_runtime import BedrockAgentRuntime
 from outcrop.api.bedrock_runtime import BedrockRuntime
 from outcrop.api.generation import Generation
 from outcrop.api.observability import Observability
@@ -187,7 +188,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
                 now=lambda: datetime.now(UTC),
                 services=("bedrock", "sagemaker"),
             ),
-            router=Router([Service("bedrock"), Service("bedrock-runtime")]),
+            router=Router([Service("bedrock"), Service("bedrock-runtime"), Service("bedrock-agent-runtime")]),
             bedrock=Bedrock(
                 region=settings.region,
                 registry=registry,
@@ -197,6 +198,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
                 store=store,
             ),
             runtime=BedrockRuntime(catalogue, generation),
+            agents=BedrockAgentRuntime(catalogue, generation),
             openai=OpenAI(catalogue, generation),
             admin=Admin(region=settings.region, registry=registry, importer=importer, catalogue=catalogue, fleet=fleet),
             operations=Operations(

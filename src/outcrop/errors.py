@@ -196,6 +196,10 @@ class Faulty(ServiceError):
     """Not the caller's doing."""
 
 
+class DependencyFailed(Faulty):
+    """The model that an operation relies on failed."""
+
+
 class EngineFault(Faulty):
     """The engine failed on a request; carries the engine's own status where there was one, and the model's name."""
 

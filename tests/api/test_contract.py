@@ -123,12 +123,79 @@ def test_no_guardrail_exists(runtime: Any, model: str) -> None:
     )
 
 
-def test_knowledge_bases_are_another_service_s(server: Server, model: str) -> None:
-    base = {"knowledgeBaseId": "KB12345678", "modelArn": model}
-    code, status, _ = refused(
-        server.client("bedrock-agent-runtime").retrieve_and_generate,
-        input={"text": "q"},
-        retrieveAndGenerateConfiguration={"type": "KNOWLEDGE_BASE", "knowledgeBaseConfiguration": base},
+DOCUMENT = "Trail runs close at dusk. The hut is open in July.\n\nDogs stay on a leash."
+
+
+def external(model: str, text: str | bytes = DOCUMENT, **generation: Any) -> dict[str, Any]:
+    data = text.encode() if isinstance(text, str) else text
+    content = {"contentType": "text/plain", "data": data, "identifier": "rules.txt"}
+    sources = [{"sourceType": "BYTE_CONTENT", "byteContent": content}]
+    inference = {"textInferenceConfig": {"maxTokens": 8, "temperature": 0}}
+    generating = {"inferenceConfig": inference, **generation}
+    return {
+        "type": "EXTERNAL_SOURCES",
+        "externalSourcesConfiguration": {
+            "modelArn": model,
+            "sources": sources,
+            "generationConfiguration": generating,
+        },
+    }
+
+
+def test_a_document_is_asked_through_an_imported_model(server: Server, model: str) -> None:
+    agents = server.client("bedrock-agent-runtime")
+    asked: dict[str, Any] = {
+        "input": {"text": "When is the hut open?"},
+        "retrieveAndGenerateConfiguration": external(model),
+    }
+    first = agents.retrieve_and_generate(**asked)
+    second = agents.retrieve_and_generate(sessionId=first["sessionId"], **asked)
+
+    assert first["output"]["text"]
+    assert first["guardrailAction"] == "NONE"
+    (citation,) = first["citations"]  # the tiny model names no passages
+    part = citation["generatedResponsePart"]["textResponsePart"]
+    assert part["text"] == first["output"]["text"]
+    assert citation["retrievedReferences"] == []
+    assert second["sessionId"] == first["sessionId"]
+
+
+def test_of_a_document_longer_than_the_context_the_best_passages_are_read(server: Server, model: str) -> None:
+    long = "\n\n".join(f"Paragraph {number} is about nothing much, at some length." for number in range(400))
+    answer = server.client("bedrock-agent-runtime").retrieve_and_generate(
+        input={"text": "What is paragraph 7 about?"}, retrieveAndGenerateConfiguration=external(model, long)
     )
 
-    assert (code, status) == ("UnknownOperationException", 501)
+    assert answer["output"]["text"]
+
+
+def test_what_retrieve_and_generate_cannot_do_is_said(server: Server, model: str) -> None:
+    agents = server.client("bedrock-agent-runtime")
+
+    def said(config: dict[str, Any], **more: Any) -> tuple[str, int, str]:
+        return refused(
+            agents.retrieve_and_generate, input={"text": "q"}, retrieveAndGenerateConfiguration=config, **more
+        )
+
+    base = {"knowledgeBaseId": "KB12345678", "modelArn": model}
+    in_s3 = external(model)
+    in_s3["externalSourcesConfiguration"]["sources"] = [{"sourceType": "S3", "s3Location": {"uri": "s3://docs/a.txt"}}]
+
+    none = said({"type": "KNOWLEDGE_BASE", "knowledgeBaseConfiguration": base})
+    assert none[:2] == ("ResourceNotFoundException", 404)
+    assert "KB12345678" in none[2]
+    for config, more, word in (
+        (in_s3, {}, "BYTE_CONTENT"),
+        (external(model, b"\xff\xfe\xff"), {}, "UTF-8"),
+        (external(model, "  \n"), {}, "no text"),
+        (external(model, promptTemplate={"textPromptTemplate": "hi"}), {}, "$search_results$"),
+        (external(model), {"sessionId": "unknown"}, "not valid"),
+        (external(model, guardrailConfiguration={"guardrailId": "gr1", "guardrailVersion": "1"}), {}, "guardrail"),
+    ):
+        code, status, message = said(config, **more)
+        assert (code, status) == ("ValidationException", 400)
+        assert word in message
+    assert refused(agents.retrieve, knowledgeBaseId="KB12345678", retrievalQuery={"text": "q"})[:2] == (
+        "UnknownOperationException",
+        501,
+    )

@@ -106,6 +106,7 @@ class FrontDoor:
             "router": Router([Service("bedrock"), Service("bedrock-runtime")]),
             "bedrock": SimpleNamespace(handlers={}),
             "runtime": self.runtime,
+            "agents": SimpleNamespace(handlers={}),
             "sagemaker": SimpleNamespace(is_meant=lambda request: False),
             "recorder": Recorder(Metrics(), RequestLog(None, most_bytes=0, kept=10), slow_s=5),
             "max_body_bytes": self.settings.max_body_bytes,

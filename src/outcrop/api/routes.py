@@ -15,6 +15,7 @@ from outcrop.access.authenticate import Authenticator
 from outcrop.access.identities import Principal
 from outcrop.api.admin import Admin
 from outcrop.api.bedrock import Bedrock
+from outcrop.api.bedrock_agent_runtime import BedrockAgentRuntime
 from outcrop.api.bedrock_runtime import EVENT_STREAM, BedrockRuntime
 from outcrop.api.generation import Measured
 from outcrop.api.holding import patience
@@ -49,6 +50,7 @@ class Gateway:
         router: Router,
         bedrock: Bedrock,
         runtime: BedrockRuntime,
+        agents: BedrockAgentRuntime,
         openai: OpenAI,
         admin: Admin,
         operations: Operations,
@@ -61,7 +63,7 @@ class Gateway:
         self._authenticator = authenticator
         self._router = router
         self._bedrock = bedrock
-        self._runtime = runtime
+        self._inference = {"bedrock-runtime": runtime.handlers, "bedrock-agent-runtime": agents.handlers}
         self._openai = openai
         self._admin = admin
         self._operations = operations
@@ -160,17 +162,17 @@ class Gateway:
         if match is None:
             raise UnknownOperation(f"No operation is bound to {request.method} {path[:200]}.")
         operation, labels = match
-        is_runtime = operation.service == "bedrock-runtime"
-        is_served = operation.name in (self._runtime.handlers if is_runtime else self._bedrock.handlers)
+        inference = self._inference.get(operation.service)
+        is_served = operation.name in (self._bedrock.handlers if inference is None else inference)
         if not is_served and operation.name not in REFUSED_FOR_IMPORTED_MODELS:
             raise refusal(operation.name, {})
         params = parse_request(operation, labels, request.query.decode("latin-1"), request.header_map(), body)
         if not is_served:
             raise refusal(operation.name, params)
-        if is_runtime:
+        if inference is not None:
             measured = self._measured(request, principal, len(body), operation.name)
             try:
-                answer = await self._runtime.handlers[operation.name](params, principal, measured)
+                answer = await inference[operation.name](params, principal, measured)
             except EngineFault as exc:
                 exc.resource_name = params.get("modelId")
                 raise

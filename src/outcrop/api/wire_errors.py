@@ -41,6 +41,7 @@ AWS: WireTable = {
     errors.Passing: ("ThrottlingException", 429),
     errors.EngineFault: ("ModelErrorException", 424),
     errors.EngineTimeout: ("ModelTimeoutException", 408),
+    errors.DependencyFailed: ("DependencyFailedException", 424),
     errors.Faulty: ("InternalServerException", 500),
     ServiceError: ("InternalServerException", 500),
 }

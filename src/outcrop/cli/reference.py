@@ -14,7 +14,7 @@ import typer
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
-from outcrop.api import bedrock, bedrock_resources, bedrock_runtime, sagemaker, sagemaker_runtime
+from outcrop.api import bedrock, bedrock_agent_runtime, bedrock_resources, bedrock_runtime, sagemaker, sagemaker_runtime
 from outcrop.api.refusals import REFUSED_FOR_IMPORTED_MODELS
 from outcrop.api.wire_errors import AWS, OPENAI
 from outcrop.awswire.service import Service
@@ -34,10 +34,13 @@ DOCS = Path(__file__).parents[3] / "docs" / "reference"
 IMPLEMENTED = {
     "bedrock": {**bedrock.OPERATIONS, **bedrock_resources.OPERATIONS},
     "bedrock-runtime": bedrock_runtime.OPERATIONS,
+    "bedrock-agent-runtime": bedrock_agent_runtime.OPERATIONS,
     "sagemaker-runtime": sagemaker_runtime.OPERATIONS,
 }
 # Where an operation does something that a reader of AWS's documentation would not expect.
 NOTES = {
+    "RetrieveAndGenerate": "of a text document that comes with the call (EXTERNAL_SOURCES, BYTE_CONTENT); there are no "
+    "knowledge bases here.",
     "ApplyGuardrail": "no guardrail can be made here, so the one that is named is a ResourceNotFoundException.",
     "Converse": "for every model with a chat template, also where AWS has none of it (Qwen).",
     "ConverseStream": "as Converse.",
