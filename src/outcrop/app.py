@@ -156,9 +156,13 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         aliases = Aliases(catalogue=catalogue, fleet=fleet, records=records)
         await _remembered(records, catalogue, fleet, aliases)
 
-        async def on_model(model: ImportedModel) -> None:
+        def on_model(model: ImportedModel) -> None:
             catalogue.add(model)
             fleet.learned(model.model_id, proven_start(model))
+
+        async def on_withdrawn(model: ImportedModel) -> None:
+            catalogue.remove(model)
+            await fleet.remove(model.model_id)
 
         importer = Importer(
             settings=settings,
@@ -168,6 +172,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             engines=found,
             spec=catalogue.spec,
             on_model=on_model,
+            on_withdrawn=on_withdrawn,
         )
         fleet.brings_back_with(importer.bucket.bring_back)
         generation = Generation(fleet, settings, recorder)

@@ -81,7 +81,11 @@ class _Work:
 
 
 class Importer:
-    """Runs import jobs of one server. *on_model* is told of each model once it is registered."""
+    """Runs import jobs of one server.
+
+    *on_model* is told of each model just before the registry says that it is there, so that who reads "Completed" may
+    ask it; *on_withdrawn* when the registry then did not take it.
+    """
 
     def __init__(
         self,
@@ -92,7 +96,8 @@ class Importer:
         fleet: Fleet,
         engines: Sequence[Installed],
         spec: Callable[[ImportedModel], CopySpec],
-        on_model: Callable[[ImportedModel], Awaitable[None]],
+        on_model: Callable[[ImportedModel], None],
+        on_withdrawn: Callable[[ImportedModel], Awaitable[None]],
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -101,6 +106,7 @@ class Importer:
         self._engines = tuple(engine for engine in engines if engine.is_usable)
         self._spec = spec
         self._on_model = on_model
+        self._on_withdrawn = on_withdrawn
         self._transfer = Transfer(settings.transfer_buffer_bytes)
         self._disk = DiskLedger(settings.store, settings.store_spare_bytes)
         self.bucket = BucketTier(
@@ -281,8 +287,12 @@ class Importer:
             modified_at=now,
             ended_at=now,
         )
-        await in_thread(complete)
-        await self._on_model(model)  # at once: who reads "Completed" may ask the model
+        self._on_model(model)
+        try:
+            await in_thread(complete)
+        except Exception:
+            await self._on_withdrawn(model)
+            raise
         await self._learn(work)
         log.info("import job completed", job_id=job.job_id, model_id=job.model_id, timings=work.job.timings)
 

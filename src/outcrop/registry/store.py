@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy as sa
 
@@ -53,7 +53,7 @@ class Registry:
         return self._engine
 
     @classmethod
-    def open(cls, path: Path) -> Registry:
+    def open(cls, path: Path) -> Self:
         """The registry in the SQLite file *path*, migrated to the current schema."""
         registry = cls(f"sqlite:///{path}")
         registry.migrate()
