@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import gc
 import json
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
 import uvloop
-from granian.constants import Interfaces
-from granian.http import HTTP2Settings
-from granian.server.embed import Server
 
 from outcrop.access.authenticate import Authenticator
 from outcrop.access.bootstrap import Credentials, load_or_create
-from outcrop.access.certificates import ensure_certificate
 from outcrop.api.admin import Admin
 from outcrop.api.bedrock import Bedrock
 from outcrop.api.bedrock_agent_runtime import BedrockAgentRuntime
 from outcrop.api.bedrock_runtime import BedrockRuntime
 from outcrop.api.generation import Generation
+from outcrop.api.listening import listening
 from outcrop.api.observability import Observability
 from outcrop.api.openai import OpenAI
 from outcrop.api.operations import Operations
@@ -80,22 +75,19 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-BACKLOG = 1024
-MAX_HEADERS_BYTES = 65536  # of one HTTP/2 request; HTTP/1.1 takes at most 100 headers
 
-
-def serve(settings: Settings) -> int:
-    """Run a server until SIGTERM or SIGINT; the exit status."""
+def serve(settings: Settings, listener: socket.socket) -> int:
+    """Run a server on *listener* until SIGTERM or SIGINT; the exit status. The caller has claimed the home."""
     logs.configure(settings.log_level, as_json=settings.log_json)
-    return uvloop.run(_serve(settings))
+    return uvloop.run(_serve(settings, listener))
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings, listener: socket.socket) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    async with running(settings) as url:
+    async with running(settings, listener) as url:
         log.info("outcrop is serving", url=url, home=str(settings.home))
         await stop.wait()
         log.info("draining", limit_s=settings.drain_s)
@@ -103,14 +95,14 @@ async def _serve(settings: Settings) -> int:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[str]:
+async def running(settings: Settings, listener: socket.socket) -> AsyncIterator[str]:
     """A whole server inside this event loop; yields its URL once it answers. Leaving drains and closes it."""
-    _prepare_home(settings.home)
     for folder in (settings.buckets, settings.run, settings.logs):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _only_server_of(settings.home):
+    async with contextlib.AsyncExitStack() as undo:
         credentials = load_or_create(settings.home, settings.account, settings.region)
         registry = await asyncio.to_thread(Registry.open, settings.database)
+        undo.callback(registry.close)
         await asyncio.to_thread(registry.sweep)
         store = await asyncio.to_thread(WeightStore, settings.store)
         hardware = await asyncio.to_thread(
@@ -220,35 +212,33 @@ async def running(settings: Settings) -> AsyncIterator[str]:
             max_body_bytes=settings.max_body_bytes,
             is_ready=lambda: is_ready,
         )
-        async with contextlib.AsyncExitStack() as undo:
-            undo.callback(registry.close)
-            if traces is not None:
-                undo.push_async_callback(asyncio.to_thread, traces.close)
-            undo.push_async_callback(_ended, asyncio.create_task(requests.run(), name="request-log"))
-            # Runs until after the fleet is closed, and writes what that counted.
-            undo.push_async_callback(meter.flush, usage)
-            metering = asyncio.create_task(meter.run(usage), name="meter")
-            undo.push_async_callback(_ended, metering)
-            for engine in engines:
-                undo.push_async_callback(engine.aclose)
-            await fleet.start()
-            undo.push_async_callback(fleet.close, settings.drain_s)
-            undo.push_async_callback(importer.close)
-            await importer.resume()
-            url = await undo.enter_async_context(listening(gateway, settings))
-            endpoints.start(url)
-            undo.push_async_callback(endpoints.close, settings.drain_s)
-            undo.push_async_callback(sagemaker_runtime.close)
-            await sagemaker.resume()
-            address = settings.run / "server.json"
-            write_atomically(address, json.dumps({"url": url, "pid": os.getpid()}).encode())
-            undo.callback(address.unlink, missing_ok=True)
-            _settle_memory()
-            is_ready = True
-            yield url
-            is_ready = False
-            # New requests are refused while running ones end; the listener closes after them.
-            await fleet.close(settings.drain_s)
+        if traces is not None:
+            undo.push_async_callback(asyncio.to_thread, traces.close)
+        undo.push_async_callback(_ended, asyncio.create_task(requests.run(), name="request-log"))
+        # Runs until after the fleet is closed, and writes what that counted.
+        undo.push_async_callback(meter.flush, usage)
+        metering = asyncio.create_task(meter.run(usage), name="meter")
+        undo.push_async_callback(_ended, metering)
+        for engine in engines:
+            undo.push_async_callback(engine.aclose)
+        await fleet.start()
+        undo.push_async_callback(fleet.close, settings.drain_s)
+        undo.push_async_callback(importer.close)
+        await importer.resume()
+        url = await undo.enter_async_context(listening(gateway, settings, listener))
+        endpoints.start(url)
+        undo.push_async_callback(endpoints.close, settings.drain_s)
+        undo.push_async_callback(sagemaker_runtime.close)
+        await sagemaker.resume()
+        address = settings.run / "server.json"
+        write_atomically(address, json.dumps({"url": url, "pid": os.getpid()}).encode())
+        undo.callback(address.unlink, missing_ok=True)
+        _settle_memory()
+        is_ready = True
+        yield url
+        is_ready = False
+        # New requests are refused while running ones end; the listener closes after them.
+        await fleet.close(settings.drain_s)
 
 
 def engines_of(settings: Settings, hardware: Hardware, found: Sequence[Installed]) -> list[Engine]:
@@ -379,80 +369,3 @@ def _in_background(work: Callable[..., None], *args: Any) -> None:
             log.warning("something could not be remembered", exc_info=True)
 
     asyncio.get_running_loop().run_in_executor(None, run)
-
-
-@contextlib.asynccontextmanager
-async def listening(gateway: Gateway, settings: Settings) -> AsyncIterator[str]:
-    """Serve *gateway* on the port of *settings* until the end of the block; yields the URL once it accepts."""
-    port = settings.port or _free_port(settings.host)
-    _check_port(settings.host, port)
-    tls: dict[str, Any] = {}
-    if settings.tls:
-        certificate = ensure_certificate(settings.home / "tls", hosts=[settings.host, "localhost", "127.0.0.1"])
-        tls = {"ssl_cert": certificate.certificate, "ssl_key": certificate.key}
-    server = Server(
-        gateway,
-        address=settings.host,
-        port=port,
-        interface=Interfaces.ASGINL,
-        websockets=False,
-        backlog=BACKLOG,
-        log_enabled=False,
-        http2_settings=HTTP2Settings(max_headers_size=MAX_HEADERS_BYTES),
-        **tls,
-    )
-    task = asyncio.create_task(server.serve(), name="http")
-    try:
-        await _accepting(settings.host, port, task)
-        yield f"{'https' if settings.tls else 'http'}://{settings.host}:{port}"
-    finally:
-        server.stop()  # type: ignore[no-untyped-call]  # Granian ships no annotation for it
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(task, timeout=5)
-
-
-async def _accepting(host: str, port: int, server: asyncio.Task[Any]) -> None:
-    for _ in range(500):
-        if server.done():
-            await server
-            raise BadSetting(f"the server on {host}:{port} ended at once; is the address in use?")
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection(host, port)
-            writer.close()
-            return
-        await asyncio.sleep(0.01)
-    raise BadSetting(f"the server does not accept connections on {host}:{port}")
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _check_port(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as exc:
-            raise BadSetting(f"cannot listen on {host}:{port}: {exc}. Choose another OUTCROP_PORT (0: any).") from exc
-
-
-def _prepare_home(home: Path) -> None:
-    try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as exc:
-        raise BadSetting(f"cannot use OUTCROP_HOME={home}: {exc}") from exc
-
-
-@contextlib.contextmanager
-def _only_server_of(home: Path) -> Iterator[None]:
-    """Hold the home's lock, so that no second server drives the same jobs and copies."""
-    with (home / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            raise BadSetting(f"another server uses OUTCROP_HOME={home}; stop it or choose another home.") from exc
-        yield

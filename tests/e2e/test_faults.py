@@ -158,7 +158,8 @@ def test_many_clients_at_once_on_a_cold_model_are_all_answered_and_each_generate
 def test_a_held_stream_hears_heartbeats_that_boto3_skips_and_openai_reads_as_comments(
     tmp_path: Path, tiny: Path
 ) -> None:
-    server = Server(tmp_path / "home", heartbeat_s=0.05, **SETTINGS).start()
+    # Idle copies stop by themselves, so that each request finds none, and none that is starting either.
+    server = Server(tmp_path / "home", heartbeat_s=0.05, keep_alive_s=0.1, stop_idle=True, **SETTINGS).start()
     try:
         arn = server.import_model(tiny, "tiny")
         body = {**BODY, "max_gen_len": 4}
@@ -166,13 +167,13 @@ def test_a_held_stream_hears_heartbeats_that_boto3_skips_and_openai_reads_as_com
         kinds = [next(iter(event)) for event in stream]
         assert set(kinds) == {"chunk"}
 
-        stop_copies(server)
+        wait_for(lambda: not server.status()["copies"], 30)
         talk = default_client(server).converse_stream(
             modelId=arn, messages=[{"role": "user", "content": [{"text": "x"}]}], inferenceConfig={"maxTokens": 3}
         )["stream"]
         assert next(iter(next(iter(talk)))) == "messageStart"
 
-        stop_copies(server)
+        wait_for(lambda: not server.status()["copies"], 30)
         heard = raw_stream(server, {"model": "tiny", "prompt": "x", "max_tokens": 3, "stream": True})
         assert heard.startswith(": waiting for a copy\n\n")
         assert heard.endswith("data: [DONE]\n\n")
@@ -401,6 +402,27 @@ def test_a_server_killed_again_and_again_costs_no_request_of_a_client_that_retri
     assert not load.failed
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(("closed", "open_s"), [(4, None), (0, 0.1)], ids=["closed loop", "open loop"])
+def test_a_server_killed_again_and_again_behind_a_held_socket_costs_no_request_of_a_client_as_it_comes(
+    tmp_path: Path, tiny: Path, closed: int, open_s: float | None
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        server = Server(tmp_path / "home", listener=listener, **SETTINGS).start()
+        try:
+            arn = server.import_model(tiny, "tiny")
+            with Load(server, [arn], closed=closed, open_s=open_s) as load:
+                for _ in range(3):
+                    settled(load)
+                    server.kill()
+                    server.start()
+                settled(load)
+        finally:
+            server.stop()
+
+    assert not load.failed
+
+
 def crowd(server: Server, checkpoint: Path, size: int) -> None:
     """*size* clients ask a cold model in the same moment; every one is answered, by one generation each."""
     arn = server.import_model(checkpoint, "tiny")
@@ -427,13 +449,6 @@ def crowd(server: Server, checkpoint: Path, size: int) -> None:
     assert len(answers) == size
     assert generated(server) == size
     assert sum(copy["requests"] for copy in server.status()["copies"]) == size
-
-
-def stop_copies(server: Server) -> None:
-    for pid in pids(server):
-        os.kill(pid, signal.SIGKILL)
-    # A copy killed while idle is not missed by anyone, and its keep-alive may bring another.
-    wait_for(lambda: not pids(server), 10)
 
 
 def put(server: Server, path: str, body: Any) -> Any:

@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -22,9 +23,10 @@ from botocore.config import Config
 from outcrop.access.authenticate import Authenticator
 from outcrop.access.identities import AccessKey, BearerKey, MemoryCredentials, Principal
 from outcrop.api.bedrock_runtime import EVENT_STREAM
+from outcrop.api.claims import opened
 from outcrop.api.http import Response, Stream
+from outcrop.api.listening import listening
 from outcrop.api.routes import Gateway
-from outcrop.app import listening
 from outcrop.awswire.eventstream import encode_chunk
 from outcrop.awswire.service import Router, Service
 from outcrop.settings import Settings
@@ -115,9 +117,10 @@ class FrontDoor:
         # Doors that nobody knocks at here are empty frames.
         others = {name: SimpleNamespace() for name in inspect.signature(Gateway).parameters if name not in made}
         gateway = Gateway(**made, **others)  # type: ignore[arg-type]
-        async with listening(gateway, self.settings) as self.url:
-            self._up.set()
-            await self._stop.wait()
+        with closing(opened("127.0.0.1", 0)) as listener:
+            async with listening(gateway, self.settings, listener) as self.url:
+                self._up.set()
+                await self._stop.wait()
 
     @property
     def address(self) -> tuple[str, int]:

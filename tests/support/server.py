@@ -19,12 +19,19 @@ from botocore.config import Config
 from outcrop.access.bootstrap import Credentials, read
 from outcrop.importing import rates
 
+# What systemd does with the socket of a unit: sd_listen_fds(3).
+HAND_OVER = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1');"
+    " os.execv(sys.argv[2], sys.argv[2:])"
+)
+
 
 class Server:
     """``outcrop serve`` on a free port over *home*; *settings* become OUTCROP_ variables.
 
     *store_mount*, *log_mount*, *database_mount*: options of a tmpfs that only the server sees in place of its weight
-    store, its logs or its registry.
+    store, its logs or its registry. *listener*: a socket that the test holds and the server takes, as systemd would
+    hand it over.
     """
 
     def __init__(
@@ -34,10 +41,15 @@ class Server:
         store_mount: str | None = None,
         log_mount: str | None = None,
         database_mount: str | None = None,
+        listener: socket.socket | None = None,
         **settings: object,
     ) -> None:
         self.home = home
         self._prefix: list[str] = []
+        self._handed: list[int] = []
+        if listener is not None:
+            self._handed = [listener.fileno()]
+            self._prefix = [sys.executable, "-c", HAND_OVER, str(listener.fileno())]
         mounts = {"store": store_mount, "logs": log_mount, "database": database_mount}
         if database_mount is not None:
             home.mkdir(parents=True, exist_ok=True)
@@ -56,7 +68,10 @@ class Server:
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*self._prefix, sys.executable, "-m", "outcrop.cli.main", "serve"], env=environment, stderr=log
+                [*self._prefix, sys.executable, "-m", "outcrop.cli.main", "serve"],
+                env=environment,
+                stderr=log,
+                pass_fds=self._handed,
             )
         wait_for(lambda: address.exists() or self.process.poll() is not None, 30)
         assert address.exists(), (self.home / "server.log").read_text()[-3000:]

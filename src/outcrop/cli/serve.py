@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from outcrop.api.claims import claimed
 from outcrop.cli.client import HOME
 from outcrop.settings import load
 
@@ -21,7 +22,8 @@ def serve(
     log_level: str | None = typer.Option(None, envvar="OUTCROP_LOG_LEVEL", help="debug, info, warning or error."),
 ) -> None:
     """Start the server: Bedrock, Bedrock runtime and OpenAI APIs on one port."""
-    from outcrop import app
-
     settings = load(home=home, host=host, port=port, tls=tls, keep_alive_s=keep_alive_s, log_level=log_level)
-    raise typer.Exit(app.serve(settings))
+    with claimed(settings) as listener:
+        from outcrop import app  # takes seconds, in which callers already wait
+
+        raise typer.Exit(app.serve(settings, listener))
