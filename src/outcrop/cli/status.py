@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -44,7 +46,18 @@ def status(home: Path | None = HOME, as_json: bool = JSON) -> None:
         "idle_s": "IDLE S",
         "pid": "PID",
     }
-    show(found["copies"], columns, as_json=False)
+    show([{**copy, "state": state_of(copy)} for copy in found["copies"]], columns, as_json=False)
+
+
+def state_of(copy: Mapping[str, Any]) -> str:
+    """A copy's state; of one that starts how far it is, and for how much longer if earlier starts are a measure."""
+    if copy["stage"] is None:
+        return str(copy["state"])
+    if copy["remaining_s"] is None:
+        return f"{copy['stage']} (no start was measured yet)"
+    if copy["remaining_s"] == 0:
+        return f"{copy['stage']}, longer than usual"
+    return f"{copy['stage']} {copy['share']:.0%}, {copy['remaining_s']:.1f} s left"
 
 
 def env(home: Path | None = HOME, as_json: bool = JSON) -> None:

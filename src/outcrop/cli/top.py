@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from outcrop.cli.client import HOME, JSON, Client, connect, echo_json
+from outcrop.cli.status import state_of
 
 _PATH = "/outcrop/v1/top"
 
@@ -117,7 +118,7 @@ def _copies(copies: list[dict[str, Any]]) -> Table:
         table.add_row(
             copy["copy_id"],
             copy["model_name"],
-            copy["state"],
+            state_of(copy),
             _seconds(copy["age_s"]),
             f"{copy['in_flight']}/{copy['slots']}",
             str(copy["threads"]),

@@ -20,12 +20,17 @@ _SECONDS: Mapping[str, re.Pattern[str]] = {
     "graphs_s": re.compile(r"Graph capturing finished in ([\d.]+) secs"),
     "engine_s": re.compile(r"init engine \(profile, create kv cache, warmup model\) took ([\d.]+) s"),
 }
+_FILES = re.compile(r"[Ll]oading \w+ checkpoint shards: +\d+% Completed \| (\d+)/(\d+)")
 _KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
 
 
 def stage(log: str) -> str | None:
-    """The last stage that *log* shows; None before the first."""
-    return next((name for name, mark in reversed(STAGES) if mark.search(log)), None)
+    """The last stage that *log* shows, of weights with the files that were read; None before the first."""
+    found = next((name for name, mark in reversed(STAGES) if mark.search(log)), None)
+    if found == "loading weights" and (files := _FILES.findall(log)):
+        read, all_files = files[-1]
+        return f"{found}, {read} of {all_files} files"
+    return found
 
 
 def stage_seconds(log: str) -> dict[str, float]:

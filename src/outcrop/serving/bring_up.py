@@ -13,7 +13,7 @@ from outcrop.launchers.local import LocalLauncher, Process
 from outcrop.launchers.page_cache import resident_share
 from outcrop.serving.copies import Copy
 from outcrop.serving.gate import StartGate
-from outcrop.serving.starts import ColdStarts, Tier
+from outcrop.serving.starts import ColdStarts, Stage, Tier
 from outcrop.settings import Settings
 
 READY_POLL_S = 0.01
@@ -54,6 +54,7 @@ class BringUp:
         fetch_s = await self._fetched(copy)
         async with self._gate.turn(copy.spec.weight_bytes):
             begun = self._clock()
+            copy.stage, copy.begun_at = Stage.LOADING, begun - fetch_s
             copy.start_timings["queued_s"] = round(begun - copy.born_at - fetch_s, 4)
             self._changed(copy)
             if copy.tier is not Tier.BUCKET:
@@ -71,8 +72,10 @@ class BringUp:
         if self.bring_back is None or await asyncio.to_thread(tier_of, copy.spec) is not Tier.BUCKET:
             return 0.0
         copy.tier, begun = Tier.BUCKET, self._clock()
+        copy.stage, copy.begun_at = Stage.FETCHING, begun
         await self.bring_back(copy.spec.model_id)
         took = self._clock() - begun
+        copy.stage = Stage.QUEUED
         copy.start_timings["fetch_s"] = round(took, 4)
         return took
 

@@ -22,7 +22,7 @@ from outcrop.serving.demand import Demand
 from outcrop.serving.hold import Ask, HoldQueue
 from outcrop.serving.lifecycle import ENDED, SERVING, State
 from outcrop.serving.schedule import DEFAULTS, Scaling
-from outcrop.serving.starts import ColdStarts, Tier
+from outcrop.serving.starts import ColdStarts, Stage, Tier
 from outcrop.telemetry.requests import ColdStart, Decision
 
 DECISIONS_KEPT = 200
@@ -47,6 +47,8 @@ class Copy:
     spec: CopySpec
     born_at: float
     tier: Tier = Tier.DISK
+    stage: Stage = Stage.QUEUED  # of its start
+    begun_at: float | None = None  # when its turn to start came, or the fetching of its files began
     awake: CopySpec | None = None  # of one asleep: what it takes when it is woken
     canary: str = ""  # how it began to answer a fixed question before it slept
     state: State = State.STARTING
@@ -310,6 +312,9 @@ class CopyStatus(Struct, frozen=True):
     idle_s: float
     start_timings: dict[str, float]
     devices: tuple[int, ...] = ()  # its GPUs
+    stage: str | None = None  # of one that starts: the fleet's word (``starts.Stage``), or more from the engine's log
+    share: float | None = None  # of its start that is over, by how long earlier ones took
+    remaining_s: float | None = None  # what is left of it by the same; 0 when it takes longer than they did
 
 
 class ModelStatus(Struct, frozen=True):

@@ -39,7 +39,7 @@ from outcrop.serving.making_room import Landlord
 from outcrop.serving.proof import ProofReport
 from outcrop.serving.readings import occupancies, readings
 from outcrop.serving.sleeping import Sleeping
-from outcrop.serving.starts import ColdStarts, Tier
+from outcrop.serving.starts import ColdStarts, Stage, Tier
 from outcrop.settings import Settings
 from outcrop.telemetry.metrics import Reading
 
@@ -227,7 +227,11 @@ class Fleet:
 
     def status(self) -> list[CopyStatus]:
         now = self._clock()
-        return [seen.copy_status(model, copy, now) for model in self._models.values() for copy in model.copies]
+        return [
+            seen.copy_status(model, copy, now, self._engines[copy.spec.engine])
+            for model in self._models.values()
+            for copy in model.copies
+        ]
 
     def readings(self, names: Iterable[tuple[str, str]]) -> list[Reading]:
         """What the metrics show of the models in *names* (model id, name), and of the node."""
@@ -382,6 +386,7 @@ class Fleet:
         if (asleep := self._sleeper(model)) is not None:
             asleep.spec, asleep.awake = asleep.awake or model.spec, None
             asleep.state, asleep.born_at, asleep.tier = advance(asleep.state, State.STARTING), now, Tier.ASLEEP
+            asleep.stage, asleep.begun_at = Stage.WAKING, now
             return asleep
         spec = structs.replace(model.spec, threads=plan.threads, devices=plan.devices)
         copy = Copy(CopyId(random_id(8)), spec, now)

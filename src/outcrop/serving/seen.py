@@ -9,12 +9,12 @@ from typing import Any
 
 from msgspec import structs
 
-from outcrop.engines.base import CopySpec
+from outcrop.engines.base import CopySpec, Engine
 from outcrop.serving import policy, room, schedule
-from outcrop.serving.bring_up import tier_of
+from outcrop.serving.bring_up import STAGE_LOG_BYTES, tier_of
 from outcrop.serving.copies import Copy, CopyStatus, DecisionRecord, Model, ModelStatus
 from outcrop.serving.lifecycle import SERVING, State
-from outcrop.serving.starts import ColdStarts, Tier
+from outcrop.serving.starts import ColdStarts, Stage, Tier
 
 
 def facts_of(model: Model, params: policy.Params, now: float) -> policy.Facts:
@@ -72,7 +72,15 @@ def note(model: Model, facts: policy.Facts, decision: policy.Decision, wall: flo
     return True
 
 
-def copy_status(model: Model, copy: Copy, now: float) -> CopyStatus:
+def copy_status(model: Model, copy: Copy, now: float, engine: Engine) -> CopyStatus:
+    """What an operator sees of *copy*. Of one that starts it reads the end of the engine's log."""
+    stage, remaining = None, None
+    if copy.state is State.STARTING:
+        stage = str(copy.stage)
+        if copy.stage is Stage.LOADING and copy.process is not None:
+            stage = engine.stage(copy.process.last_log_lines(STAGE_LOG_BYTES)) or stage
+        elapsed_s = 0.0 if copy.begun_at is None else now - copy.begun_at
+        remaining = model.starts.remaining(copy.tier, elapsed_s, copy.spec.start_s)
     return CopyStatus(
         copy_id=copy.copy_id,
         model_id=copy.spec.model_id,
@@ -86,6 +94,9 @@ def copy_status(model: Model, copy: Copy, now: float) -> CopyStatus:
         idle_s=0.0 if copy.in_flight else round(max(0.0, now - max(model.active_at, copy.born_at)), 3),
         start_timings=copy.start_timings,
         devices=copy.spec.devices,
+        stage=stage,
+        share=remaining and round(remaining.share, 3),
+        remaining_s=remaining and round(remaining.seconds, 3),
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from enum import StrEnum
+from typing import NamedTuple
 
 KEPT = 20  # starts remembered per tier
 FIRST_GUESS_S = 5.0  # before any start of a model was measured
@@ -13,6 +14,7 @@ BACKOFF_S = (0.5, 2.0, 10.0, 60.0, 300.0)  # after the first, second, ... failed
 FAILURES_TO_FAIL = 3  # failed starts in a row after which waiting is hopeless and callers are told
 SLOWEST_READ_BYTES_PER_S = 50e6  # a disk slower than this is a fault
 LEAST_DEADLINE_S = 60.0
+MOST_SHARE = 0.99  # of a start that is not over, however long it takes
 
 
 class Tier(StrEnum):
@@ -22,6 +24,22 @@ class Tier(StrEnum):
     CACHED = "cached"
     DISK = "disk"
     BUCKET = "bucket"
+
+
+class Stage(StrEnum):
+    """How far a start has come, as the fleet itself sees it; many an engine says more in its log."""
+
+    QUEUED = "queued"  # so many copies start at a time
+    FETCHING = "fetching"  # its files come back from their bucket
+    LOADING = "loading"
+    WAKING = "waking"
+
+
+class Remaining(NamedTuple):
+    """*share*: of a start's expected time that is over, at most 0.99. *seconds*: what is left of it; 0 when overdue."""
+
+    share: float
+    seconds: float
 
 
 class ColdStarts:
@@ -47,6 +65,17 @@ class ColdStarts:
         others = (other for other in Tier if other not in (tier, Tier.ASLEEP))
         order = (tier, *others, Tier.ASLEEP)  # the last that says anything of a new process
         return next((seconds for each in order if (seconds := self.known(each))), FIRST_GUESS_S)
+
+    def remaining(self, tier: Tier, elapsed_s: float, start_s: float = 0.0) -> Remaining | None:
+        """What is left of a start whose turn came *elapsed_s* ago; None when nothing is known of such starts.
+
+        *start_s*: what the engine's own start is known to take.
+        """
+        is_known = any(self._seen.values())
+        expected_s = self.expected_s(tier) if is_known else start_s
+        if expected_s <= 0:
+            return None
+        return Remaining(min(MOST_SHARE, elapsed_s / expected_s), max(0.0, expected_s - elapsed_s))
 
     def deadline_s(self, weight_bytes: int, start_s: float = 0.0) -> float:
         """Longest start that is not a fault: ten times the slowest that was seen, and time to read every byte.

@@ -264,5 +264,7 @@ def test_the_stages_of_a_start_are_read_off_the_log() -> None:
         "cache allocated",
         "graphs captured",
     ]
+    bar = "Loading safetensors checkpoint shards:  67% Completed | 2/3 [00:01<00:00,  1.40it/s]"
+    assert stage("\n".join([*lines[:2], bar])) == "loading weights, 2 of 3 files"
     assert stage_seconds(LOG) == {"weights_s": 3.75, "compile_s": 11.2, "graphs_s": 9.0}
     assert kv_tokens(LOG) == 503216

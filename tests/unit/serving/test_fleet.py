@@ -24,8 +24,10 @@ from outcrop.serving.fleet import Fleet
 from outcrop.serving.hold import Ask
 from outcrop.serving.lifecycle import ENDED, SERVING, State
 from outcrop.serving.schedule import Floor, Scaling
+from outcrop.serving.starts import ColdStarts, Remaining, Tier
 
 T = TypeVar("T")
+NAMES = ("known", "new", "third")
 Story = Callable[[Fleet, FakeLauncher], Awaitable[T]]
 
 
@@ -139,6 +141,31 @@ def test_copies_that_keep_failing_fail_the_model_with_the_engine_s_words_and_it_
         assert fleet.model_status(spec()).failure is None
 
     play(story)
+
+
+def test_a_copy_that_starts_says_how_far_it_is_and_for_how_much_longer() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        fleet.learned("known", [(Tier.CACHED, 2.0)])
+        waiting = [asyncio.create_task(use(fleet, spec(name))) for name in NAMES]
+        await asyncio.sleep(0.5)
+        known, new, third = (next(row for row in fleet.status() if row.model_id == name) for name in NAMES)
+        assert (known.stage, known.share, known.remaining_s) == ("loading", 0.25, 1.5)
+        assert (new.stage, new.share, new.remaining_s) == ("loading", None, None)
+        assert third.stage == "queued"
+        await asyncio.sleep(1.6)
+        assert {row.stage for row in fleet.status() if row.state == State.READY} == {None}
+        await asyncio.gather(*waiting)
+
+    play(story, starts_in_parallel=2)
+
+
+def test_a_start_that_takes_longer_than_earlier_ones_says_so() -> None:
+    known = ColdStarts()
+    assert known.remaining(Tier.DISK, 1.0) is None
+    assert known.remaining(Tier.DISK, 15.0, start_s=60.0) == Remaining(0.25, 45.0)
+    known.learn(Tier.CACHED, 4.0)
+    assert known.remaining(Tier.DISK, 1.0, start_s=60.0) == Remaining(0.25, 3.0)
+    assert known.remaining(Tier.CACHED, 9.0) == Remaining(0.99, 0.0)
 
 
 def test_a_first_failed_start_is_tried_again_while_the_caller_waits() -> None:
