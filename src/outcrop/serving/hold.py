@@ -11,11 +11,12 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from msgspec import Struct
 
 from outcrop.errors import Throttled
+from outcrop.settings import Settings
 
 T = TypeVar("T")
 
@@ -37,6 +38,15 @@ class Limits(Struct, frozen=True):
     bytes: int
     principal_requests: int
     principal_bytes: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        return cls(
+            requests=settings.hold_queue_requests,
+            bytes=settings.hold_queue_bytes,
+            principal_requests=settings.hold_queue_requests_per_principal,
+            principal_bytes=settings.hold_queue_bytes_per_principal,
+        )
 
 
 @dataclass(slots=True, eq=False)
