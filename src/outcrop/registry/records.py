@@ -27,7 +27,7 @@ class ImportJob:
     created_at: float
     modified_at: float
     ended_at: float | None
-    detail: Mapping[str, Any] = field(default_factory=dict)  # report, transfer, files, scan: see importing.jobs
+    detail: Mapping[str, Any] = field(default_factory=dict)  # report, transfer, files, scan: see importing.steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
