@@ -346,7 +346,9 @@ async def _remembered(records: ServingRecords, catalogue: Catalogue, fleet: Flee
         fleet.learned(model_id, proven_start(served.record))
         fleet.learned(model_id, [(Tier(tier), seconds) for tier, seconds in seen.get(model_id, ())])
         if model_id in scaling:
-            fleet.configure(model_id, msgspec.json.decode(scaling[model_id], type=Scaling))
+            found = msgspec.json.decode(scaling[model_id], type=Scaling)
+            fleet.configure(model_id, found)
+            catalogue.limit_context(model_id, found.context_tokens)
             fleet.adopt(served.spec)
 
 

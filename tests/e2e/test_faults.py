@@ -242,18 +242,23 @@ def test_held_requests_of_a_deleted_model_hear_at_once_that_it_is_gone_and_runni
     assert not steady.status()["copies"]
 
 
-def test_a_changed_configuration_rolls_a_model_s_copies_without_a_failed_request(steady: Server, tiny: Path) -> None:
+@pytest.mark.parametrize("change", [{"slots": 3}, {"context_tokens": 256}], ids=["slots", "context"])
+def test_a_changed_configuration_rolls_a_model_s_copies_without_a_failed_request(
+    steady: Server, tiny: Path, change: dict[str, int]
+) -> None:
     arn = steady.import_model(tiny, "tiny")
     with Load(steady, [arn]) as load:
         settled(load)
         before = set(pids(steady))
-        put(steady, "models/tiny/scaling", {"slots": 3})
+        put(steady, "models/tiny/scaling", change)
         wait_for(lambda: bool(pids(steady)) and not before & set(pids(steady)), 60)
         settled(load)
 
     assert not load.failed
     assert not load.broken
-    assert {copy["slots"] for copy in steady.status()["copies"]} == {3}
+    (told,) = steady.status()["models"]
+    assert {key: told[key] for key in change} == change
+    assert {copy["slots"] for copy in steady.status()["copies"]} == {told["slots"]}
 
 
 @pytest.mark.long

@@ -12,6 +12,7 @@ from typing import Any
 import openai
 import pytest
 from botocore.exceptions import ClientError
+from tests.support.load import Load
 from tests.support.server import Server, wait_for
 
 COST = {
@@ -155,7 +156,12 @@ def test_a_model_can_be_put_on_another_engine_and_back_and_says_why_it_is_on_it(
     chosen = server.admin("/outcrop/v1/models/moved")["engine"]
     put = server.patch("/outcrop/v1/models/moved", {"engine": "simulated"})["engine"]
     simulated = invoke(server, arn, CHAT)[1]["x-outcrop-engine"]
-    back = server.patch("/outcrop/v1/models/moved", {"engine": None})["engine"]
+    with Load(server, [arn], closed=2, open_s=None, tokens=8) as load:
+        wait_for(lambda: load.total >= 5)
+        back = server.patch("/outcrop/v1/models/moved", {"engine": None})["engine"]
+        wait_for(lambda: invoke(server, arn, CHAT)[1]["x-outcrop-engine"] == "llama.cpp")
+        rolled = load.total
+        wait_for(lambda: load.total >= rolled + 5)
 
     assert chosen["name"] == "llama.cpp"
     assert chosen["reasons"][0] == "llama.cpp: the first that serves it here (CPU)"
@@ -163,7 +169,8 @@ def test_a_model_can_be_put_on_another_engine_and_back_and_says_why_it_is_on_it(
     assert (put["name"], simulated) == ("simulated", "simulated")
     assert "an operator put the model on it" in put["reasons"][0]
     assert back == chosen
-    assert invoke(server, arn, CHAT)[1]["x-outcrop-engine"] == "llama.cpp"
+    assert not load.failed
+    assert not load.broken
 
 
 def test_a_model_is_not_put_where_it_cannot_run(served: tuple[Server, str]) -> None:

@@ -135,6 +135,7 @@ class FakeEngine:
 
     name = "llama.cpp"
     can_tokenize = True
+    takes_arguments = True
 
     def __init__(self, launcher: FakeLauncher, token_s: float = 0.1) -> None:
         self._launcher = launcher

@@ -73,7 +73,7 @@ class Admin:
         """Set what is given in the body; the model after it.
 
         ``dialect``: null, ``llama``, ``mistral`` or ``openai``. ``engine``: the one to run the model on; null gives the
-        choice back. Its copies drain and start anew.
+        choice back. Its copies are replaced one by one; every answer's headers name the engine that made it.
         """
         body = decode_object(raw)
         unknown = sorted(body.keys() - {"dialect", "engine"})
@@ -104,16 +104,14 @@ class Admin:
         spec = self._catalogue.spec(replace(model, engine=engine))
         record = await asyncio.to_thread(self._registry.set_engine, principal.account, identifier, engine)
         self._catalogue.add(record)
-        # Not rolled one by one: from here on answers say that they are the new engine's.
         self._fleet.adopt(spec)
-        self._fleet.retire(record.model_id)
 
     def _served(self, entry: Served) -> dict[str, Any]:
         spec = self._fleet.spec_of(entry.spec)
         return {
             "model_name": entry.record.model_name,
             "model_arn": imported_model_arn(self._region, entry.record.account, entry.record.model_id),
-            "context_tokens": entry.spec.context_tokens,
+            "context_tokens": spec.context_tokens,
             "slots": spec.slots,
             "threads": entry.spec.threads,
             "dialect": entry.facts.dialect,

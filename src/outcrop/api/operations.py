@@ -16,7 +16,7 @@ from outcrop.errors import InvalidRequest, MalformedBody, NotFound
 from outcrop.launchers.local import tail
 from outcrop.registry.serving_records import ServingRecords
 from outcrop.serving.aliases import Aliases
-from outcrop.serving.catalogue import Catalogue
+from outcrop.serving.catalogue import Catalogue, Served
 from outcrop.serving.fleet import Fleet
 from outcrop.serving.schedule import Scaling, check
 from outcrop.settings import Settings
@@ -109,10 +109,22 @@ class Operations:
         except msgspec.DecodeError as exc:
             raise MalformedBody(f"The body is not valid JSON: {exc}") from exc
         check(scaling)
+        self._check_copies(served, scaling)
         await asyncio.to_thread(self._records.set_scaling, served.record.model_id, msgspec.json.encode(scaling))
         self._fleet.configure(served.record.model_id, scaling)
+        self._catalogue.limit_context(served.record.model_id, scaling.context_tokens)
         self._fleet.adopt(served.spec)
         return self.scaling(principal, model)
+
+    def _check_copies(self, served: Served, scaling: Scaling) -> None:
+        """Raises InvalidRequest for what the model's engine cannot do."""
+        own = served.spec.context_tokens
+        if scaling.context_tokens is not None and scaling.context_tokens > own:
+            raise InvalidRequest(f"context_tokens={scaling.context_tokens} is more than the model's own {own}.")
+        if scaling.arguments and not self._fleet.takes_arguments(served.spec.engine):
+            raise InvalidRequest(
+                f"arguments={list(scaling.arguments)} reach no command line: the model runs on {served.spec.engine}."
+            )
 
     def aliases(self, principal: Principal) -> dict[str, Any]:
         names: dict[str, str] = {

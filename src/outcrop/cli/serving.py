@@ -101,6 +101,15 @@ def set_scaling(
     slots: int | None = typer.Option(
         None, help="Requests that one copy runs at a time; running copies are replaced one by one, none is dropped."
     ),
+    context_tokens: int | None = typer.Option(
+        None, "--context", help="Context of its copies in tokens, at most its own."
+    ),
+    argument: list[str] = typer.Option(  # noqa: B008
+        [], "--argument", help="A further argument of its engine's command line; it wins. Repeatable."
+    ),
+    stop_idle: bool | None = typer.Option(
+        None, "--stop-idle/--keep-idle", help="Stop a copy as soon as its keep-alive has ended, or keep it evictable."
+    ),
     floor: list[str] = typer.Option(  # noqa: B008
         [], help="'CRON;SECONDS;MIN[;MAX]', UTC: from each time on, so long, so many copies. Repeatable."
     ),
@@ -116,6 +125,9 @@ def set_scaling(
         "paid_window_s": paid_window_s,
         "window_s": window_s,
         "slots": slots,
+        "context_tokens": context_tokens,
+        "arguments": argument,
+        "stop_idle": stop_idle,
         "floors": [_floor(text) for text in floor],
     }
     body = {name: value for name, value in values.items() if value is not None}

@@ -35,6 +35,7 @@ class CopySpec(Struct, frozen=True):
     kv_bytes: int = 0  # the key-value cache of all slots
     model: ModelShape = ModelShape()
     slots_limit: int = 0  # an operator's; 0: none
+    arguments: tuple[str, ...] = ()  # an operator's, of the engine's command line; they win over the derived ones
     gpus: int = 0  # GPUs that the copy takes for itself
     devices: tuple[int, ...] = ()  # which of the machine's, once it is placed
     start_s: float = 0.0  # what the engine's own start is known to take, beside the weights; deadlines allow for it
@@ -62,8 +63,16 @@ class Engine(Protocol):
         """Whether ``tokenize`` answers; the proof run compares tokens only then."""
         ...
 
+    @property
+    def takes_arguments(self) -> bool:
+        """Whether ``CopySpec.arguments`` reach its command line."""
+        ...
+
     def fitted(self, spec: CopySpec) -> CopySpec:
-        """*spec* as this engine runs it: what it takes of the machine, how many requests at a time."""
+        """*spec* as this engine runs it: what it takes of the machine, how many requests at a time.
+
+        What is fitted already, and was changed, may be fitted again.
+        """
         ...
 
     def asleep(self, spec: CopySpec) -> CopySpec | None:

@@ -83,6 +83,7 @@ class Custom(OpenAIServer):
     """Client and command of a server that somebody else wrote."""
 
     name = NAME
+    takes_arguments = True
 
     def __init__(self, command: str, *, request_timeout_s: float) -> None:
         super().__init__(request_timeout_s=request_timeout_s)
@@ -100,5 +101,5 @@ class Custom(OpenAIServer):
 
     def child_config(self, spec: CopySpec, secret: str) -> bytes:
         checkpoint = str(spec.artifact.parent / "checkpoint")
-        argv = [word.replace("{model}", checkpoint) for word in self._argv]
+        argv = [*(word.replace("{model}", checkpoint) for word in self._argv), *spec.arguments]
         return msgspec.json.encode({"argv": argv, "secret": secret}) + b"\n"

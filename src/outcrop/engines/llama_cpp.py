@@ -94,6 +94,7 @@ class LlamaCpp:
 
     name = NAME
     can_tokenize = True
+    takes_arguments = False
 
     def __init__(self, *, request_timeout_s: float) -> None:
         self._request_timeout_s = request_timeout_s

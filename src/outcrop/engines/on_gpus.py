@@ -54,6 +54,8 @@ class Served(Struct, frozen=True):
 class DerivedServer(OpenAIServer):
     """A server whose command line follows from the checkpoint and the hardware (*derive*, pure)."""
 
+    takes_arguments = True
+
     def __init__(
         self,
         derive: Callable[[CopySpec, Hardware, Options], Served],
@@ -69,7 +71,8 @@ class DerivedServer(OpenAIServer):
 
     def served(self, spec: CopySpec) -> Served:
         """How *spec* is served here, with the reasons. Raises EngineMissing when it does not fit."""
-        return self._derive(spec, self._hardware, self._options)
+        options = structs.replace(self._options, extra=(*self._options.extra, *spec.arguments))
+        return self._derive(spec, self._hardware, options)
 
     def fitted(self, spec: CopySpec) -> CopySpec:
         """Its processes share nothing with one another: all memory is the copy's own."""
@@ -89,8 +92,7 @@ class DerivedServer(OpenAIServer):
         return [sys.executable, "-P", "-m", "outcrop.engines.custom_child"]
 
     def child_config(self, spec: CopySpec, secret: str) -> bytes:
-        # An operator may have set how many requests a copy runs since it was fitted.
-        found, work = self.served(structs.replace(spec, slots_limit=spec.slots)), self._options.work / spec.model_id
+        found, work = self.served(spec), self._options.work / spec.model_id
         environment = dict(found.environment)
         if spec.devices:
             indices = [self._hardware.gpus[device].index for device in spec.devices]

@@ -62,8 +62,9 @@ class Simulated(OpenAIServer):
 
     def fitted(self, spec: CopySpec) -> CopySpec:
         """It holds no weights and takes no core; its slots are the calibration's."""
+        slots = min(self.calibration.slots, spec.slots_limit or self.calibration.slots)
         return structs.replace(
-            spec, slots=self.calibration.slots, threads=0, weight_bytes=0, kv_bytes=0, start_s=self.calibration.start_s
+            spec, slots=slots, threads=0, weight_bytes=0, kv_bytes=0, start_s=self.calibration.start_s
         )
 
     def command(self, spec: CopySpec) -> list[str]:

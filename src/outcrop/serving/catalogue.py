@@ -56,6 +56,7 @@ class Catalogue:
         self._by_id: dict[str, Served] = {}
         self._kept: dict[tuple[str, str], Kept] = {}  # no engine here serves these
         self._aliases: dict[tuple[str, str], str] = {}  # (account, alias) -> model id
+        self._contexts: dict[str, int] = {}  # by model id, what an operator allows of a model's own
 
     def load(self, records: Iterable[ImportedModel]) -> None:
         for record in records:
@@ -77,6 +78,7 @@ class Catalogue:
 
     def remove(self, record: ImportedModel) -> None:
         self._by_id.pop(record.model_id, None)
+        self._contexts.pop(record.model_id, None)
         for key in (record.model_id, record.model_name):
             self._by_key.pop((record.account, key), None)
             self._kept.pop((record.account, key), None)
@@ -94,6 +96,15 @@ class Catalogue:
         if served is None or (identifier.startswith("arn:") and identifier != served.facts.arn):
             raise ModelNotFound(f"Could not find imported model {identifier}. Check the model ARN or name.")
         return served
+
+    def limit_context(self, model_id: str, tokens: int | None) -> None:
+        """Say that the model's copies hold *tokens* at most; None: as much as the model can."""
+        if tokens is None:
+            self._contexts.pop(model_id, None)
+        else:
+            self._contexts[model_id] = tokens
+        if (served := self._by_id.get(model_id)) is not None:
+            self.add(served.record)
 
     def point(self, account: str, alias: str, model_id: str | None) -> None:
         """Let *alias* name the model from now on; None takes the alias away."""
@@ -141,7 +152,7 @@ class Catalogue:
             arn=imported_model_arn(self._settings.region, record.account, record.model_id),
             account=record.account,
             name=record.model_name,
-            context_tokens=spec.context_tokens,
+            context_tokens=min(spec.context_tokens, self._contexts.get(record.model_id, spec.context_tokens)),
             has_chat_template=record.instruct_supported,
             dialect=record.dialect,
             takes_images=record.facts.get("modality") == "vision-language",

@@ -120,7 +120,8 @@ class Model:
     starts: ColdStarts = field(default_factory=ColdStarts)
     scaling: Scaling = DEFAULTS
     decisions: deque[DecisionRecord] = field(default_factory=lambda: deque(maxlen=DECISIONS_KEPT))
-    failures: int = 0
+    failures: int = 0  # in a row; an answer of a copy that came up after the last one ends the row
+    failed_at: float = 0.0
     retry_at: float = 0.0
     failure: str | None = None  # set once starts failed too often in a row; cleared by the next ready copy
     blocked_since: float | None = None  # wants a copy, and the node has no room

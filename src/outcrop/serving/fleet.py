@@ -180,7 +180,7 @@ class Fleet:
         model = self._models.get(model_id)
         if model is not None:
             model.scaling = scaling
-            model.spec = room.with_slots(model.spec_given, scaling.slots)
+            model.spec = self.spec_of(model.spec_given)
             self._bell.set()
 
     def scaling(self, model_id: str) -> schedule.Scaling:
@@ -198,12 +198,16 @@ class Fleet:
         """
         model = self._model(spec)
         model.spec_given = spec
-        model.spec = room.with_slots(spec, model.scaling.slots)
+        model.spec = self.spec_of(spec)
         self._bell.set()
 
     def spec_of(self, spec: CopySpec) -> CopySpec:
         """*spec* as the model's copies run it: with what an operator set."""
-        return room.with_slots(spec, self.scaling(spec.model_id).slots)
+        return room.as_set(spec, self.scaling(spec.model_id), self._engines[spec.engine].fitted)
+
+    def takes_arguments(self, engine: str) -> bool:
+        """Whether an operator's arguments reach the command line of the engine with this name."""
+        return self._engines[engine].takes_arguments
 
     def decisions(self, model_id: str) -> list[DecisionRecord]:
         """The last scaling decisions of one model, the oldest first."""
@@ -352,7 +356,7 @@ class Fleet:
             if model.is_removed:
                 self._transitions.drain(model, copy, self._settings.drain_s)
             elif copy.copy_id in decision.retire and not outdated:
-                if desired or self._settings.stop_idle:
+                if desired or self._stops_idle(model):
                     self._transitions.drain(model, copy, self._settings.request_timeout_s)
                 elif copy.state is State.READY:
                     copy.state = advance(copy.state, State.EVICTABLE)
@@ -361,8 +365,14 @@ class Fleet:
         if outdated and not model.is_removed:
             self._roll(model, outdated, desired, now)
 
+    def _stops_idle(self, model: Model) -> bool:
+        own = model.scaling.stop_idle
+        return self._settings.stop_idle if own is None else own
+
     def _roll(self, model: Model, outdated: list[Copy], desired: int, now: float) -> None:
         """One step towards copies of the present configuration."""
+        if now < model.retry_at:
+            return  # a copy of it did not start: the old ones serve until it is tried again
         step = rolling.next_step(model.copies, outdated, desired)
         if step is rolling.Step.ORDER:
             # What another model's copy would have to go for is not worth it: then our own old one goes.

@@ -98,7 +98,8 @@ class Lending:
         model.active_at = now
         if not lease.broke:
             copy.answered += 1
-            model.failures = 0
+            if copy.ready_at >= model.failed_at:  # an older one says nothing of why another does not come up
+                model.failures = 0
             model.demand.served(now - lease.begun_at, lease.beside, self._interference)
         key = (lease.ask.principal, lease.ask.invocation_id or "")
         if self._running.get(key) is lease:

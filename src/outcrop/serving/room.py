@@ -6,11 +6,12 @@ share them; each copy has its own key-value cache and its own interpreter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from msgspec import structs
 
 from outcrop.engines.base import CopySpec
+from outcrop.serving.schedule import Scaling
 
 OVERHEAD_BYTES = 100_000_000  # interpreter, engine code and compute buffers of one copy
 
@@ -27,11 +28,25 @@ def own_bytes(spec: CopySpec) -> int:
     return spec.kv_bytes + OVERHEAD_BYTES
 
 
-def with_slots(spec: CopySpec, slots: int | None) -> CopySpec:
-    """*spec* with room for *slots* requests at a time; None leaves it."""
-    if slots is None or slots == spec.slots:
+def as_set(spec: CopySpec, scaling: Scaling, fitted: Callable[[CopySpec], CopySpec]) -> CopySpec:
+    """*spec* with what an operator set of its copies: requests at a time, context, arguments.
+
+    *fitted*: the engine's own account of what that takes of the machine.
+    """
+    slots = scaling.slots or spec.slots
+    context = min(scaling.context_tokens or spec.context_tokens, spec.context_tokens)
+    if (slots, context, scaling.arguments) == (spec.slots, spec.context_tokens, spec.arguments):
         return spec
-    return structs.replace(spec, slots=slots, kv_bytes=spec.kv_bytes // max(1, spec.slots) * slots)
+    return fitted(
+        structs.replace(
+            spec,
+            slots=slots,
+            slots_limit=scaling.slots or spec.slots_limit,
+            context_tokens=context,
+            kv_bytes=spec.kv_bytes * slots * context // (max(1, spec.slots) * max(1, spec.context_tokens)),
+            arguments=scaling.arguments,
+        )
+    )
 
 
 def needed_bytes(spec: CopySpec, beside: Sequence[CopySpec]) -> int:

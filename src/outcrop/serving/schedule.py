@@ -26,7 +26,9 @@ class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Scaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What an operator set for one model; None leaves the server's default.
 
-    *slots*: requests that one copy runs at a time; a change replaces the copies that run, one by one.
+    *slots*, *context_tokens* (at most the model's own) and *arguments* (of the engine's command line) are how one copy
+    runs: a change of them replaces the copies that run, one by one. *stop_idle*: whether a copy whose keep-alive has
+    ended goes at once.
     """
 
     min_copies: int | None = None
@@ -38,10 +40,15 @@ class Scaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     paid_window_s: float | None = None
     window_s: float | None = None
     slots: int | None = None
+    context_tokens: int | None = None
+    arguments: tuple[str, ...] = ()
+    stop_idle: bool | None = None
     floors: tuple[Floor, ...] = ()
 
 
 DEFAULTS = Scaling()
+LEAST_CONTEXT = 16
+_NOT_OF_THE_POLICY = frozenset({"floors", "slots", "context_tokens", "arguments", "stop_idle"})
 
 
 def check(scaling: Scaling) -> None:
@@ -60,6 +67,8 @@ def check(scaling: Scaling) -> None:
             raise InvalidRequest(f"{name}={value} is negative. Choose 0 or more.")
     if scaling.slots is not None and not 1 <= scaling.slots <= 256:
         raise InvalidRequest(f"slots={scaling.slots} is outside 1..256.")
+    if scaling.context_tokens is not None and scaling.context_tokens < LEAST_CONTEXT:
+        raise InvalidRequest(f"context_tokens={scaling.context_tokens} is too few. Choose {LEAST_CONTEXT} or more.")
     if scaling.slowdown is not None and scaling.slowdown < 1:
         raise InvalidRequest(f"slowdown={scaling.slowdown} is less than 1: no request runs faster beside others.")
     for floor in scaling.floors:
@@ -83,7 +92,7 @@ def is_active(floor: Floor, now: datetime) -> bool:
 
 def params_at(base: Params, scaling: Scaling, active: Iterable[Floor]) -> Params:
     """*base* with the operator's values, then with the floors that are *active* now; a later one wins."""
-    given = {name: getattr(scaling, name) for name in scaling.__struct_fields__ if name not in ("floors", "slots")}
+    given = {name: getattr(scaling, name) for name in scaling.__struct_fields__ if name not in _NOT_OF_THE_POLICY}
     values = {name: getattr(base, name) for name in base.__dataclass_fields__}
     values |= {name: value for name, value in given.items() if value is not None}
     for floor in active:

@@ -148,8 +148,8 @@ class Transitions:
         self._count_failure(model, exc.message)
 
     def _count_failure(self, model: Model, reason: str) -> None:
-        model.failures += 1
-        model.retry_at = self._clock() + starts.backoff_s(model.failures)
+        model.failures, model.failed_at = model.failures + 1, self._clock()
+        model.retry_at = model.failed_at + starts.backoff_s(model.failures)
         if model.failures >= starts.FAILURES_TO_FAIL and not any(copy.is_ready for copy in model.copies):
             model.failure = f"The model's copies failed {model.failures} times in a row: {reason}"
             model.queue.fail(EngineFault(model.failure))

@@ -419,7 +419,10 @@ def test_logs_of_ended_copies_are_kept_up_to_a_number_and_go_with_the_model(tmp_
     play(story, home=tmp_path, copy_logs_kept=2)
 
 
-def test_a_changed_configuration_replaces_copies_one_by_one_and_no_request_notices() -> None:
+@pytest.mark.parametrize(
+    "change", [Scaling(slots=4), Scaling(context_tokens=128), Scaling(arguments=("--enforce-eager",))], ids=str
+)
+def test_a_changed_configuration_replaces_copies_one_by_one_and_no_request_notices(change: Scaling) -> None:
     async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
         async def forever() -> None:
             while True:
@@ -428,17 +431,46 @@ def test_a_changed_configuration_replaces_copies_one_by_one_and_no_request_notic
         loads = [asyncio.create_task(forever()) for _ in range(2)]
         await asyncio.sleep(10)
         before = {copy.copy_id for copy in fleet.status()}
-        fleet.configure("model", Scaling(slots=4))
+        fleet.configure("model", change)
         for _ in range(200):
             await asyncio.sleep(0.1)
             assert fleet.serving("model") >= 1
-        assert {copy.slots for copy in fleet.status()} == {4}
+        assert {copy.slots for copy in fleet.status()} == {change.slots or 2}
+        (copy,) = fleet._models["model"].copies
+        assert (copy.spec.context_tokens, copy.spec.arguments) == (change.context_tokens or 512, change.arguments)
         assert not before & {copy.copy_id for copy in fleet.status()}
         assert not any(load.done() for load in loads)
         for load in loads:
             load.cancel()
 
     play(story, max_copies=1)
+
+
+def test_a_configuration_that_does_not_start_leaves_the_old_copies_serving_and_is_tried_ever_more_seldom() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        first = await use(fleet, spec())
+        launcher.is_broken, begun = True, launcher.started
+        fleet.configure("model", Scaling(slots=4, min_copies=1))
+        for _ in range(100):  # answers of the old copy are no sign that a new one would come up
+            assert await use(fleet, spec()) == first
+        assert 3 <= launcher.started - begun <= 6
+        launcher.is_broken = False
+        await asyncio.sleep(400)
+        assert await use(fleet, spec()) != first
+        assert {copy.slots for copy in fleet.status()} == {4}
+
+    play(story)
+
+
+def test_what_an_operator_set_of_one_model_decides_whether_its_idle_copies_stop() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        for name, stops in (("stays", None), ("goes", True)):
+            fleet.configure(name, Scaling(keep_alive_s=5, stop_idle=stops))
+            await use(fleet, spec(name))
+        await asyncio.sleep(30)
+        assert [(copy.model_id, copy.state) for copy in fleet.status()] == [("stays", State.EVICTABLE)]
+
+    play(story)
 
 
 def test_with_room_for_one_copy_the_old_one_drains_first_and_requests_are_held() -> None:
