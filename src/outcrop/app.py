@@ -263,6 +263,7 @@ def engines_of(settings: Settings, hardware: Hardware, found: Sequence[Installed
                 work=settings.engine_work,
                 memory_share=settings.gpu_memory_share,
                 load_format=settings.load_format,
+                sleep=settings.vllm_sleep,
                 extra=tuple(arguments),
             )
             engines.append(engine(options, hardware, request_timeout_s=timeout_s))

@@ -210,7 +210,11 @@ class EngineFault(Faulty):
 
 
 class EngineTimeout(Faulty):
-    """The engine did not answer within the deadline."""
+    """The engine did not answer within the deadline.
+
+    No EngineFault, on purpose: what a fault broke before its first byte is asked again on another copy, while here the
+    caller's time is used up; AWS and OpenAI name the two apart as well.
+    """
 
 
 class StorageFull(Faulty):

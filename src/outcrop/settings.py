@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -310,6 +310,12 @@ class Settings(BaseSettings):
         default="auto",
         description="How engines on GPUs read weights: `auto`, or `runai_streamer` or `fastsafetensors` where "
         "installed.",
+    )
+    vllm_sleep: Literal["auto", "1", "2", "off"] = Field(
+        default="auto",
+        description="How a copy on GPUs that must go for another model sleeps: at level `1` its weights stay in the "
+        "node's memory, at `2` they are read again at the wake; `auto` takes 1 while memory lasts, else 2 (never for "
+        "quantised weights); `off` ends the copy instead.",
     )
     vllm_python: str = Field(
         default="",

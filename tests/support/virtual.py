@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import structs
 
-from outcrop.engines.base import CopySpec, Endpoint
+from outcrop.engines.base import Asleep, CopySpec, Endpoint
 from outcrop.errors import EngineFault, EngineTimeout
 from outcrop.inference.canonical import Choice, Chunk, Completion, GenerateRequest, Usage
 from outcrop.serving.fleet import Fleet
@@ -141,18 +141,28 @@ class FakeEngine:
         self._launcher = launcher
         self.token_s = token_s
         self.can_sleep = False
+        self.cache_slots: int | None = None
+        self.levels: list[int] = []  # at which copies slept
         self.says = "fine"
         self.slept = self.woken = 0
 
-    def asleep(self, spec: CopySpec) -> CopySpec | None:
-        return structs.replace(spec, gpus=0, devices=(), kv_bytes=spec.kv_bytes + 10 * GB) if self.can_sleep else None
+    def asleep(self, spec: CopySpec) -> Sequence[Asleep]:
+        """At level 1 it keeps 10 GB, at level 2 nothing."""
+        if not self.can_sleep:
+            return ()
+        kept = structs.replace(spec, gpus=0, devices=(), kv_bytes=spec.kv_bytes + 10 * GB)
+        return [Asleep(1, kept, "kept"), Asleep(2, structs.replace(spec, gpus=0, devices=()), "dropped")]
 
-    async def sleep(self, endpoint: Endpoint) -> None:
+    def slots(self, spec: CopySpec, log: str) -> int | None:
+        return self.cache_slots
+
+    async def sleep(self, endpoint: Endpoint, level: int) -> None:
         await asyncio.sleep(0.2)
+        self.levels.append(level)
         self.slept += 1
 
-    async def wake(self, endpoint: Endpoint) -> None:
-        await asyncio.sleep(0.3)
+    async def wake(self, endpoint: Endpoint, level: int) -> None:
+        await asyncio.sleep(0.3 if level == 1 else 1.3)
         self.woken += 1
 
     def fitted(self, spec: CopySpec) -> CopySpec:

@@ -28,7 +28,11 @@ def status(home: Path | None = HOME, as_json: bool = JSON) -> None:
         }
         for model in found["models"]
     ]
-    wake = {"cached": "WAKE S, CACHED", "disk": "FROM DISK", "bucket": "FROM BUCKET", "asleep": "ASLEEP"}
+    # Only engines on GPUs sleep: elsewhere the two columns would say nothing.
+    asleep = {"asleep": "ASLEEP", "asleep-empty": "ASLEEP WITHOUT WEIGHTS"}
+    measured = {tier for model in found["models"] for tier, wake in model["wake_s"].items() if wake is not None}
+    wake = {"cached": "WAKE S, CACHED", "disk": "FROM DISK", "bucket": "FROM BUCKET"}
+    wake |= {tier: title for tier, title in asleep.items() if tier in measured}
     show(
         models,
         {"model_name": "MODEL", "state": "STATE", "held": "HELD", "memory": "COPY GB", **wake},

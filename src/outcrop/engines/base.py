@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -49,6 +49,18 @@ class CopySpec(Struct, frozen=True):
         return self.weights or str(self.artifact)
 
 
+class Asleep(Struct, frozen=True):
+    """One way for a copy to sleep: what it then takes of the machine, and why so.
+
+    *level*: 1 keeps the weights in the node's memory, 2 gives them up and reads them again; both keep the process and
+    give up the GPUs.
+    """
+
+    level: int
+    spec: CopySpec
+    reason: str
+
+
 class Engine(Protocol):
     """One kind of engine: starts nothing itself, but says how to, and speaks to what was started.
 
@@ -75,15 +87,17 @@ class Engine(Protocol):
         """
         ...
 
-    def asleep(self, spec: CopySpec) -> CopySpec | None:
-        """What a copy of *spec* takes of the machine while it sleeps; None when this engine cannot."""
+    def asleep(self, spec: CopySpec) -> Sequence[Asleep]:
+        """How a copy of *spec* may sleep, the soonest to wake first; nothing when this engine cannot."""
         ...
 
-    async def sleep(self, endpoint: Endpoint) -> None:
-        """Give the GPUs up, keep the process. Only asked of a copy that ``asleep`` has an answer for."""
+    async def sleep(self, endpoint: Endpoint, level: int) -> None:
+        """Give the GPUs up, keep the process. Only asked for a level that ``asleep`` gave. Raises EngineFault."""
         ...
 
-    async def wake(self, endpoint: Endpoint) -> None: ...
+    async def wake(self, endpoint: Endpoint, level: int) -> None:
+        """Undo ``sleep`` of the same level. Raises EngineFault."""
+        ...
 
     def command(self, spec: CopySpec) -> list[str]:
         """The argument vector of a copy; never holds a secret."""
@@ -99,6 +113,10 @@ class Engine(Protocol):
 
     def stage_seconds(self, log: str) -> dict[str, float]:
         """Seconds of a start by stage, as far as the engine logs them."""
+        ...
+
+    def slots(self, spec: CopySpec, log: str) -> int | None:
+        """Requests at a time for which the started copy has the cache, as its *log* says; None when it does not say."""
         ...
 
     async def is_ready(self, endpoint: Endpoint) -> bool:

@@ -7,7 +7,7 @@ import base64
 import math
 import sys
 from array import array
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ import msgspec
 from msgspec import structs
 
 from outcrop.engines import http1
-from outcrop.engines.base import CopySpec, Endpoint
+from outcrop.engines.base import Asleep, CopySpec, Endpoint
 from outcrop.engines.choices import all_or_first_error, merged
 from outcrop.engines.llama_cpp_request import CHAT, PLAIN, TEMPLATE_FIELDS, Plan, Template, plan, read_template
 from outcrop.engines.occupancy import Occupancy, from_slots
@@ -104,14 +104,17 @@ class LlamaCpp:
     def fitted(self, spec: CopySpec) -> CopySpec:
         return spec
 
-    def asleep(self, spec: CopySpec) -> CopySpec | None:
-        return None
+    def asleep(self, spec: CopySpec) -> Sequence[Asleep]:
+        return ()
 
-    async def sleep(self, endpoint: Endpoint) -> None:
+    async def sleep(self, endpoint: Endpoint, level: int) -> None:
         raise EngineFault(f"{self.name} cannot sleep")
 
-    async def wake(self, endpoint: Endpoint) -> None:
+    async def wake(self, endpoint: Endpoint, level: int) -> None:
         raise EngineFault(f"{self.name} cannot sleep")
+
+    def slots(self, spec: CopySpec, log: str) -> int | None:
+        return None  # each of its slots has its own part of the cache
 
     def command(self, spec: CopySpec) -> list[str]:
         # -P: a file in the working directory must not shadow a module.

@@ -29,6 +29,7 @@ class Options(Struct, frozen=True):
     work: Path
     memory_share: float = 0.9
     load_format: str = "auto"
+    sleep: str = "auto"  # the level at which copies sleep: auto, 1, 2 or off
     extra: tuple[str, ...] = ()
 
 
@@ -47,7 +48,7 @@ class Served(Struct, frozen=True):
     start_s: float
     environment: Mapping[str, str] = {}
     files: Mapping[str, str] = {}
-    can_sleep: bool = False
+    sleep_levels: tuple[int, ...] = ()  # ``base.Asleep.level``, the soonest to wake first
     reasons: tuple[str, ...] = ()
 
 

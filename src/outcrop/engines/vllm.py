@@ -5,13 +5,15 @@ It lives in an environment of its own; a setting names its command, else it is l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from msgspec import structs
 
 from outcrop.engines import vllm_logs
-from outcrop.engines.base import CopySpec, Endpoint
+from outcrop.engines.base import Asleep, CopySpec, Endpoint
+from outcrop.engines.gpu_fit import slots_for
 from outcrop.engines.hardware import Hardware
 from outcrop.engines.llama_cpp_request import Plan
 from outcrop.engines.on_gpus import SERVED_NAME, DerivedServer, Options
@@ -20,6 +22,10 @@ from outcrop.engines.vllm_command import served
 from outcrop.inference.canonical import GenerateRequest
 
 NAME = "vllm"
+
+
+class _Sleeping(msgspec.Struct):
+    is_sleeping: bool
 
 
 class _Count(msgspec.Struct):
@@ -74,17 +80,45 @@ class Vllm(DerivedServer):
         async with self._ask(endpoint, "/tokenize", {"model": SERVED_NAME, **body}) as response:
             return read(_decode_count, await response.read())
 
-    def asleep(self, spec: CopySpec) -> CopySpec | None:
-        """Weights in RAM, nothing on the GPU. On the processor vLLM answers 200 and does nothing: never asked there."""
-        if not self.served(spec).can_sleep:
-            return None
-        return structs.replace(spec, gpus=0, devices=(), kv_bytes=spec.kv_bytes + spec.model.weight_bytes)
+    def slots(self, spec: CopySpec, log: str) -> int | None:
+        found = vllm_logs.kv_tokens(log)
+        return None if found is None else slots_for(found, spec.context_tokens)
 
-    async def sleep(self, endpoint: Endpoint) -> None:
-        """Level 1: weights to RAM, the cache dropped, processes and graphs kept."""
-        async with self._ask(endpoint, "/sleep?level=1", {}) as response:
+    def asleep(self, spec: CopySpec) -> Sequence[Asleep]:
+        """On the processor vLLM answers 200 and does nothing, so it is never asked there."""
+        weights = f"{spec.model.weight_bytes / 1e9:.1f} GB of weights"
+        kept = structs.replace(spec, gpus=0, devices=(), kv_bytes=spec.kv_bytes + spec.model.weight_bytes)
+        dropped = structs.replace(spec, gpus=0, devices=())
+        ways = {
+            1: Asleep(1, kept, f"{weights} stay in the node's memory"),
+            2: Asleep(2, dropped, f"{weights} are read again at the wake"),
+        }
+        return [ways[level] for level in self.served(spec).sleep_levels]
+
+    async def sleep(self, endpoint: Endpoint, level: int) -> None:
+        """The cache is dropped, processes and graphs are kept; the weights go to RAM (1) or nowhere (2)."""
+        await self._told(endpoint, f"/sleep?level={level}")
+        if not await self._is_sleeping(endpoint):
+            raise EngineFault("vLLM says that it sleeps and does not")
+
+    async def wake(self, endpoint: Endpoint, level: int) -> None:
+        """At level 2 in the order of vLLM's documentation: memory of the weights, the weights, then the cache's."""
+        if level == 1:
+            await self._told(endpoint, "/wake_up")
+        else:
+            await self._told(endpoint, "/wake_up?tags=weights")
+            await self._told(endpoint, "/collective_rpc", {"method": "reload_weights"})
+            await self._told(endpoint, "/wake_up?tags=kv_cache")
+        if await self._is_sleeping(endpoint):
+            raise EngineFault("vLLM says that it is awake and is not")
+
+    async def _told(self, endpoint: Endpoint, path: str, body: dict[str, Any] | None = None) -> None:
+        async with self._ask(endpoint, path, body or {}) as response:
             await response.read()
 
-    async def wake(self, endpoint: Endpoint) -> None:
-        async with self._ask(endpoint, "/wake_up", {}) as response:
-            await response.read()
+    async def _is_sleeping(self, endpoint: Endpoint) -> bool:
+        page = await self._page(endpoint, "/is_sleeping")
+        try:
+            return msgspec.json.decode(page or b"", type=_Sleeping).is_sleeping
+        except msgspec.MsgspecError as exc:
+            raise EngineFault(f"vLLM does not say whether it sleeps: {exc}") from exc

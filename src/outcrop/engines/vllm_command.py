@@ -75,7 +75,8 @@ def _on_gpus(spec: CopySpec, hardware: Hardware, options: Options) -> Served:
         *("--load-format", options.load_format),
     ]
     environment = {}
-    if is_nvidia:  # its memory allocator is CUDA's
+    levels, why = _sleep_levels(spec, options.sleep, is_nvidia=is_nvidia)
+    if levels:
         argv.append("--enable-sleep-mode")
         environment["VLLM_SERVER_DEV_MODE"] = "1"  # where /sleep and /wake_up are
     held = f"{spec.model.weight_bytes / 1e9:.1f} GB of weights and {fitted.kv_tokens} tokens of cache"
@@ -94,9 +95,23 @@ def _on_gpus(spec: CopySpec, hardware: Hardware, options: Options) -> Served:
         gpus=fitted.tensor_parallel,
         host_bytes=HOST_BYTES,
         start_s=GPU_START_S,
-        can_sleep=is_nvidia,
-        reasons=tuple(reasons),
+        sleep_levels=levels,
+        reasons=(*reasons, f"sleep levels {', '.join(map(str, levels)) or 'none'}: {why}"),
     )
+
+
+def _sleep_levels(spec: CopySpec, wanted: str, *, is_nvidia: bool) -> tuple[tuple[int, ...], str]:
+    """Levels at which a copy may sleep, the soonest to wake first, and why these."""
+    if not is_nvidia:
+        return (), "vLLM's allocator that sleeps is CUDA's"
+    if wanted == "off":
+        return (), "switched off by the setting"
+    if spec.model.quantisation and wanted != "1":
+        # Loading packs quantised weights anew for the kernels; reading them in place a second time skips that.
+        return (1,), "level 2 reads weights in place, which quantised ones do not survive"
+    if wanted != "auto":
+        return (int(wanted),), "named by the setting"
+    return (1, 2), "1 where the node's memory holds the weights, else 2"
 
 
 def _on_cpu(spec: CopySpec, hardware: Hardware, options: Options) -> Served:
@@ -123,7 +138,6 @@ def _on_cpu(spec: CopySpec, hardware: Hardware, options: Options) -> Served:
         gpus=0,
         host_bytes=CPU_HOST_BYTES + weights + kv_gib * _GIB,
         start_s=CPU_START_S,
-        can_sleep=False,
         reasons=(
             f"no GPU: on the processor in {'float32' if is_f32 else 'bfloat16'}, {kv_gib} GiB of key-value cache",
         ),

@@ -64,7 +64,9 @@ class BringUp:
             copy.start_timings["spawn_s"] = round(self._clock() - begun, 4)
             await self.until_ready(copy.spec, copy.process, copy.endpoint, known)
             log = await asyncio.to_thread(copy.process.last_log_lines, STAGE_LOG_BYTES)
-            copy.start_timings |= self._engines[copy.spec.engine].stage_seconds(log)
+            engine = self._engines[copy.spec.engine]
+            copy.start_timings |= engine.stage_seconds(log)
+            copy.cache_slots = engine.slots(copy.spec, log)
         return self._clock() - begun + fetch_s
 
     async def _fetched(self, copy: Copy) -> float:

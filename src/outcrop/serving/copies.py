@@ -50,10 +50,12 @@ class Copy:
     stage: Stage = Stage.QUEUED  # of its start
     begun_at: float | None = None  # when its turn to start came, or the fetching of its files began
     awake: CopySpec | None = None  # of one asleep: what it takes when it is woken
+    sleep_level: int = 0  # of one asleep (``engines.base.Asleep``)
     canary: str = ""  # how it began to answer a fixed question before it slept
     state: State = State.STARTING
     process: Process | None = None
     endpoint: Endpoint | None = None
+    cache_slots: int | None = None  # requests that its cache holds, as its engine found out
     in_flight: int = 0
     outstanding: int = 0  # tokens of its running requests
     requests: int = 0
@@ -89,7 +91,8 @@ class Copy:
 
     @property
     def slots(self) -> int:
-        return self.spec.slots
+        """Requests at a time: what was derived, or less when its engine found less memory than that takes."""
+        return min(self.spec.slots, self.cache_slots or self.spec.slots)
 
     @property
     def metered_state(self) -> str | None:
@@ -316,6 +319,7 @@ class CopyStatus(Struct, frozen=True):
     stage: str | None = None  # of one that starts: the fleet's word (``starts.Stage``), or more from the engine's log
     share: float | None = None  # of its start that is over, by how long earlier ones took
     remaining_s: float | None = None  # what is left of it by the same; 0 when it takes longer than they did
+    sleep_level: int | None = None  # of one asleep: 1 keeps its weights in memory, 2 reads them again
 
 
 class ModelStatus(Struct, frozen=True):

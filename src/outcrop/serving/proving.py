@@ -26,7 +26,7 @@ async def prove(
     known: ColdStarts,
     clock: Callable[[], float],
 ) -> ProofReport:
-    """Bring *copy* up, compare tokens, generate, stop it. Raises EngineFault."""
+    """Bring *copy* up, compare tokens, generate, stop it. Raises EngineFault, EngineTimeout."""
     begun, spec = clock(), copy.spec
     process, endpoint = await bring_up.launch(spec, "proof", known)
     copy.process = process

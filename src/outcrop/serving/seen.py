@@ -26,7 +26,7 @@ def facts_of(model: Model, params: policy.Params, now: float) -> policy.Facts:
         starting=sum(copy.state is State.STARTING for copy in model.copies),
         in_flight=sum(copy.in_flight for copy in ready),
         held=len(model.queue) + model.queue.kept,
-        slots=model.spec.slots,
+        slots=min((copy.slots for copy in ready), default=model.spec.slots),
         idle_s=max(0.0, now - model.active_at),
         rate_60=rate_60,
         rate_15=rate_15,
@@ -97,6 +97,7 @@ def copy_status(model: Model, copy: Copy, now: float, engine: Engine) -> CopySta
         stage=stage,
         share=remaining and round(remaining.share, 3),
         remaining_s=remaining and round(remaining.seconds, 3),
+        sleep_level=copy.sleep_level if copy.state is State.ASLEEP else None,
     )
 
 

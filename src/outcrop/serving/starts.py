@@ -18,12 +18,18 @@ MOST_SHARE = 0.99  # of a start that is not over, however long it takes
 
 
 class Tier(StrEnum):
-    """How warm a model without a ready copy is: one asleep, its artefact in memory, on disk, or not even here."""
+    """How warm a model without a ready copy is: one asleep, with or without its weights, its artefact in memory, on
+    disk, or not even here.
+    """
 
     ASLEEP = "asleep"
+    ASLEEP_EMPTY = "asleep-empty"
     CACHED = "cached"
     DISK = "disk"
     BUCKET = "bucket"
+
+
+SLEEPING = (Tier.ASLEEP, Tier.ASLEEP_EMPTY)  # tiers whose process is there
 
 
 class Stage(StrEnum):
@@ -62,8 +68,8 @@ class ColdStarts:
 
     def expected_s(self, tier: Tier) -> float:
         """What a start now would take: this tier's own, else the nearest other's, else a guess."""
-        others = (other for other in Tier if other not in (tier, Tier.ASLEEP))
-        order = (tier, *others, Tier.ASLEEP)  # the last that says anything of a new process
+        others = (other for other in Tier if other is not tier and other not in SLEEPING)
+        order = (tier, *others, *SLEEPING)  # the last that say anything of a new process
         return next((seconds for each in order if (seconds := self.known(each))), FIRST_GUESS_S)
 
     def remaining(self, tier: Tier, elapsed_s: float, start_s: float = 0.0) -> Remaining | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import structlog
 from msgspec import structs
 
-from outcrop.engines.base import CopySpec
+from outcrop.engines.base import Asleep
 from outcrop.errors import EngineFault, ServiceError
 from outcrop.ids import CopyId, random_id
 from outcrop.metering.meter import Meter
@@ -25,7 +25,7 @@ from outcrop.serving.lending import Lending
 from outcrop.serving.lifecycle import SERVING, State, advance
 from outcrop.serving.making_room import Landlord
 from outcrop.serving.sleeping import Sleeping
-from outcrop.serving.starts import Stage, Tier
+from outcrop.serving.starts import SLEEPING, Stage, Tier
 from outcrop.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -77,7 +77,7 @@ class Transitions:
         if copy is None:
             return False
         copy.decision = model.decisions[-1]
-        begun = self._wake(model, copy) if copy.tier is Tier.ASLEEP else self._start(model, copy)
+        begun = self._wake(model, copy) if copy.tier in SLEEPING else self._start(model, copy)
         self._background.spawn(begun, f"start-{copy.copy_id}")
         return True
 
@@ -93,8 +93,10 @@ class Transitions:
             return None
         if (asleep := self._sleeper(model)) is not None:
             asleep.spec, asleep.awake = asleep.awake or model.spec, None
-            asleep.state, asleep.born_at, asleep.tier = advance(asleep.state, State.STARTING), now, Tier.ASLEEP
+            asleep.state, asleep.born_at = advance(asleep.state, State.STARTING), now
+            asleep.tier = Tier.ASLEEP if asleep.sleep_level == 1 else Tier.ASLEEP_EMPTY
             asleep.stage, asleep.begun_at = Stage.WAKING, now
+            self._changed(asleep)
             return asleep
         spec = structs.replace(model.spec, threads=plan.threads, devices=plan.devices)
         copy = Copy(CopyId(random_id(8)), spec, now)
@@ -174,24 +176,27 @@ class Transitions:
 
     def _make_way(self, model: Model, copy: Copy) -> None:
         """Let an idle copy go for another model: asleep where that can be, else for good."""
-        asleep = self._sleeping.asleep(copy) if copy.state in SERVING else None
-        if asleep is None or not self._landlord.can_keep_asleep(copy, asleep, list(self._models.values())):
+        ways, models = self._sleeping.ways(copy) if copy.state in SERVING else (), list(self._models.values())
+        way = next((way for way in ways if self._landlord.can_keep_asleep(copy, way.spec, models)), None)
+        if way is None:
             self.drain(model, copy, self._settings.request_timeout_s, "evicted")
             return
         copy.state = advance(copy.state, State.DRAINING)
-        self._background.spawn(self._put_to_sleep(model, copy, asleep), f"sleep-{copy.copy_id}")
+        self._changed(copy)
+        self._background.spawn(self._put_to_sleep(model, copy, way), f"sleep-{copy.copy_id}")
 
-    async def _put_to_sleep(self, model: Model, copy: Copy, asleep: CopySpec) -> None:
+    async def _put_to_sleep(self, model: Model, copy: Copy, way: Asleep) -> None:
         try:
             while copy.in_flight:
                 await asyncio.sleep(0.02)
-            await self._sleeping.put(copy, asleep)
+            await self._sleeping.put(copy, way)
         except ServiceError as exc:
             log.warning("a copy cannot sleep and goes", copy_id=copy.copy_id, reason=exc.message)
             await self._take_down(model, copy, 0, "evicted")
             return
         copy.state = advance(copy.state, State.ASLEEP)
-        log.info("copy sleeps", copy_id=copy.copy_id, model_id=copy.spec.model_id)
+        self._changed(copy)
+        log.info("copy sleeps", copy_id=copy.copy_id, model_id=copy.spec.model_id, level=way.level, reason=way.reason)
         self._ring()
 
     def _sleeper(self, model: Model) -> Copy | None:

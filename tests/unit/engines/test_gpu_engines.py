@@ -70,7 +70,7 @@ def test_a_context_that_no_number_of_gpus_holds_is_cut_and_said_so() -> None:
 
     assert 2048 <= found.context_tokens < 200_000
     assert flags(found.argv)["--max-model-len"] == str(found.context_tokens)
-    assert "context cut from 1000000" in found.reasons[-1]
+    assert "context cut from 1000000" in found.reasons[1]
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_sizes() -> None:
@@ -97,8 +97,39 @@ def test_vllm_on_gpus_is_told_everything_and_no_secret() -> None:
 def test_float16_where_a_gpu_has_no_bfloat16_and_no_sleep_where_the_allocator_is_not_cuda_s() -> None:
     assert flags(vllm_command.served(spec(3), T4, OPTIONS).argv)["--dtype"] == "half"
     amd = vllm_command.served(spec(70), MI300, OPTIONS)
-    assert not amd.can_sleep
+    assert not amd.sleep_levels
     assert "--enable-sleep-mode" not in amd.argv
+
+
+@pytest.mark.parametrize(
+    ("wanted", "quantisation", "levels"),
+    [("auto", None, (1, 2)), ("auto", "fp8", (1,)), ("2", "fp8", (1,)), ("2", None, (2,)), ("off", None, ())],
+)
+def test_the_levels_at_which_a_copy_may_sleep_follow_from_setting_and_checkpoint_with_a_reason(
+    wanted: str, quantisation: str | None, levels: tuple[int, ...]
+) -> None:
+    one = spec(8)
+    one = msgspec.structs.replace(one, model=msgspec.structs.replace(one.model, quantisation=quantisation))
+    options = msgspec.structs.replace(OPTIONS, sleep=wanted)
+    found = vllm_command.served(one, H100S, options)
+    ways = Vllm(options, H100S, request_timeout_s=1).asleep(one)
+
+    assert found.sleep_levels == levels
+    assert found.reasons[-1].startswith(f"sleep levels {', '.join(map(str, levels)) or 'none'}: ")
+    assert ("--enable-sleep-mode" in found.argv) == bool(levels)
+    assert [way.level for way in ways] == list(levels)
+    assert all(way.spec.gpus == 0 and not way.spec.devices for way in ways)
+    assert [way.spec.kv_bytes - one.kv_bytes for way in ways] == [
+        one.model.weight_bytes if level == 1 else 0 for level in levels
+    ]
+
+
+def test_a_copy_has_the_slots_that_its_cache_holds_as_the_log_says() -> None:
+    engine = Vllm(OPTIONS, H100S, request_timeout_s=1)
+
+    assert engine.slots(spec(8), LOG) == 503216 // 2048
+    assert engine.slots(spec(8), LOG.replace("503,216", "1,024")) == 1
+    assert engine.slots(spec(8), "nothing of the cache") is None
 
 
 def test_without_a_gpu_vllm_runs_on_the_processor_in_what_it_computes_well() -> None:

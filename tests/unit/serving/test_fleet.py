@@ -810,16 +810,35 @@ def test_a_copy_that_answers_otherwise_after_it_slept_is_replaced() -> None:
     play(story, launcher, gpus=1, engine=engine)
 
 
-def test_a_copy_does_not_sleep_where_memory_is_short() -> None:
+def test_where_memory_is_short_a_copy_sleeps_without_its_weights_and_its_wake_is_measured_apart() -> None:
     launcher = FakeLauncher()
     engine = sleeper(launcher)
 
     async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
         await alternate(fleet)
-        assert engine.slept == 0
-        assert launcher.started == 3
+        assert engine.levels == [2, 2]
+        assert launcher.started == 2
+        assert {copy.model_id: copy.sleep_level for copy in fleet.status()} == {"one": None, "two": 2}
+        wake_s = fleet.model_status(on_gpus("one")).wake_s
+        assert wake_s["asleep"] is None
+        assert wake_s["asleep-empty"] == pytest.approx(1.3 + 0.4, abs=0.1)
 
     play(story, launcher, gpus=1, engine=engine, memory_bytes=5 * GB)
+
+
+def test_a_copy_runs_no_more_requests_than_its_engine_found_memory_for() -> None:
+    launcher = FakeLauncher()
+    engine = FakeEngine(launcher)
+    engine.cache_slots = 1
+
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        waiting = [asyncio.create_task(use(fleet, spec(slots=4))) for _ in range(3)]
+        await asyncio.sleep(2.5)
+        assert [(copy.in_flight, copy.slots) for copy in fleet.status() if copy.state == State.READY] == [(1, 1)]
+        await asyncio.gather(*waiting)
+        assert not [copy for copy in fleet.status() if copy.state is State.DRAINING], "it is no other configuration"
+
+    play(story, launcher, engine=engine, max_copies=1)
 
 
 def test_a_model_that_is_removed_takes_its_sleeping_copies_with_it() -> None:
