@@ -282,7 +282,7 @@ class Fleet:
         await asyncio.to_thread(self._bring_up.forget_logs, model_id, 0)
 
     async def prove(self, spec: CopySpec, request: GenerateRequest, probes: list[tuple[str, list[int]]]) -> ProofReport:
-        """Start one copy apart from the routed ones, compare tokens, generate, stop it. Raises EngineFault, EngineTimeout.
+        """Start one copy apart from the routed ones, compare tokens, generate, stop it. Raises as engines do.
 
         It waits for room like any first copy, and what it takes counts.
         """
