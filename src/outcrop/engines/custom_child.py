@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+_BACKLOG = 256
 _GRACE_S = 4.0  # less than the launcher's own, so that the group is gone when it looks
 
 
@@ -26,7 +27,8 @@ class ChildConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     *environment*: variables of the command beside those of this process. *links*: symbolic links to make first, as
     path -> target. *files*: names -> texts to write where only this user reads them, below *folder*; ``{files}`` in
-    *argv* is where, ``{secret}`` in a text the key. They go with the engine.
+    *argv* is where, ``{secret}`` in a text the key. They go with the engine. *is_guarded*: the command asks for no key,
+    so it gets a network of its own, into which only connections with the key are let (``guard``).
     """
 
     argv: list[str]
@@ -35,6 +37,7 @@ class ChildConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     links: dict[str, str] = {}
     files: dict[str, str] = {}
     folder: str = ""
+    is_guarded: bool = False
 
 
 def _free_port() -> int:
@@ -42,6 +45,17 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _door(config: ChildConfig) -> socket.socket | None:
+    """The port of a guarded copy, opened before this process leaves for a network of its own; else None."""
+    if not config.is_guarded:
+        return None
+    from outcrop.engines.guard import isolate
+
+    door = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
+    isolate()
+    return door
 
 
 def _link(links: dict[str, str]) -> None:
@@ -88,10 +102,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the parent's to handle
     stdin = os.fdopen(os.dup(0), "rb", buffering=0)
     config = msgspec.json.decode(stdin.readline(), type=ChildConfig)
-    port = _free_port()
     keys = {"VLLM_API_KEY": config.secret, "OPENAI_API_KEY": config.secret}
     environment = {**os.environ, **config.environment, **keys}
     try:
+        door = _door(config)
+        port = _free_port()
         _link(config.links)
         files = _write(config)
         argv = [word.replace("{port}", str(port)).replace("{files}", files) for word in config.argv]
@@ -120,9 +135,16 @@ def main() -> None:
     signal.signal(signal.SIGTERM, end)
     for watch in (watch_parent, watch_engine):
         threading.Thread(target=watch, daemon=True).start()
-    os.write(announce, msgspec.json.encode({"port": port}) + b"\n")
+    os.write(announce, msgspec.json.encode({"port": door.getsockname()[1] if door else port}) + b"\n")
     os.close(announce)
-    threading.Event().wait()
+    if door is None:
+        threading.Event().wait()
+    else:
+        import asyncio
+
+        from outcrop.engines.guard import relay
+
+        asyncio.run(relay(door, port, config.secret))
 
 
 if __name__ == "__main__":

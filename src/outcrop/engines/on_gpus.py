@@ -47,6 +47,7 @@ class Served(Struct, frozen=True):
     host_bytes: int
     start_s: float
     environment: Mapping[str, str] = {}
+    asks_for_key: bool = True  # False: others are kept away from it (``guard``)
     files: Mapping[str, str] = {}
     sleep_levels: tuple[int, ...] = ()  # ``base.Asleep.level``, the soonest to wake first
     reasons: tuple[str, ...] = ()
@@ -106,6 +107,7 @@ class DerivedServer(OpenAIServer):
             "links": {str(checkpoint_of(self._options, spec)): str(spec.artifact.parent / "checkpoint")},
             "files": dict(found.files),
             "folder": str(work),
+            "is_guarded": not found.asks_for_key,
         }
         return msgspec.json.encode(config) + b"\n"
 
