@@ -62,6 +62,8 @@ class BringUp:
             await asyncio.to_thread(self.forget_logs, copy.spec.model_id, self._settings.copy_logs_kept)
             copy.process, copy.endpoint = await self.launch(copy.spec, copy.copy_id, known)
             copy.start_timings["spawn_s"] = round(self._clock() - begun, 4)
+            told = copy.process.announced.get("stages", {})  # what of that the process itself measured
+            copy.start_timings |= {f"{stage}_s": seconds for stage, seconds in told.items()}
             await self.until_ready(copy.spec, copy.process, copy.endpoint, known)
             log = await asyncio.to_thread(copy.process.last_log_lines, STAGE_LOG_BYTES)
             engine = self._engines[copy.spec.engine]
