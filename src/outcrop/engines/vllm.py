@@ -19,6 +19,7 @@ from outcrop.engines.llama_cpp_request import Plan
 from outcrop.engines.on_gpus import SERVED_NAME, DerivedServer, Options
 from outcrop.engines.openai_answers import read
 from outcrop.engines.vllm_command import served
+from outcrop.errors import EngineFault
 from outcrop.inference.canonical import GenerateRequest
 
 NAME = "vllm"
