@@ -28,6 +28,7 @@ from outcrop.api.listening import listening
 from outcrop.api.observability import Observability
 from outcrop.api.openai import OpenAI
 from outcrop.api.operations import Operations
+from outcrop.api.responses import Responses
 from outcrop.api.routes import Gateway
 from outcrop.api.sagemaker import SageMaker, remember
 from outcrop.api.sagemaker_door import SageMakerDoor
@@ -197,6 +198,7 @@ async def running(settings: Settings, listener: socket.socket) -> AsyncIterator[
             runtime=BedrockRuntime(catalogue, generation),
             agents=BedrockAgentRuntime(catalogue, generation),
             openai=OpenAI(catalogue, generation),
+            responses=Responses(catalogue, generation),
             admin=Admin(region=settings.region, registry=registry, importer=importer, catalogue=catalogue, fleet=fleet),
             operations=Operations(
                 catalogue=catalogue,

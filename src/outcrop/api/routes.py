@@ -24,6 +24,7 @@ from outcrop.api.observability import Observability
 from outcrop.api.openai import OpenAI
 from outcrop.api.operations import Operations
 from outcrop.api.refusals import REFUSED_FOR_IMPORTED_MODELS, refusal
+from outcrop.api.responses import Responses
 from outcrop.api.sagemaker_door import SageMakerDoor
 from outcrop.api.wire_errors import aws_error, openai_error, stream_defect
 from outcrop.awswire.parse import request as parse_request
@@ -52,6 +53,7 @@ class Gateway:
         runtime: BedrockRuntime,
         agents: BedrockAgentRuntime,
         openai: OpenAI,
+        responses: Responses,
         admin: Admin,
         operations: Operations,
         sagemaker: SageMakerDoor,
@@ -65,6 +67,7 @@ class Gateway:
         self._bedrock = bedrock
         self._inference = {"bedrock-runtime": runtime.handlers, "bedrock-agent-runtime": agents.handlers}
         self._openai = openai
+        self._responses = responses
         self._admin = admin
         self._operations = operations
         self._sagemaker = sagemaker
@@ -189,6 +192,12 @@ class Gateway:
             case "POST", "/v1/chat/completions":
                 measured = self._measured(request, principal, len(body), "ChatCompletions")
                 return await self._openai.generate("chat", body, principal, measured)
+            case "POST", "/v1/responses":
+                measured = self._measured(request, principal, len(body), "Responses")
+                return await self._responses.create(body, principal, measured)
+            case "GET" | "DELETE", _ if path.startswith("/v1/responses/"):
+                act = self._responses.get if request.method == "GET" else self._responses.delete
+                return act(principal, unquote(path.removeprefix("/v1/responses/")))
             case "POST", "/v1/embeddings":
                 measured = self._measured(request, principal, len(body), "Embeddings")
                 return await self._openai.embeddings(body, principal, measured)

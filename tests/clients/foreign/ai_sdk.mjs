@@ -1,5 +1,6 @@
 // Vercel's AI SDK: signs and decodes by itself, sends "system": [] and no inferenceConfig.
 import { createAmazonBedrock } from "@ai-sdk/amazon-bedrock";
+import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { generateObject, generateText, jsonSchema, streamText, tool } from "ai";
 import { report, settings } from "./report.mjs";
@@ -23,7 +24,26 @@ const compatible = createOpenAICompatible({
 });
 const plain = { ...asked, model: compatible("roomy") };
 
+// Its default is the Responses API.
+const responses = createOpenAI({ baseURL: `${settings.url}/v1`, apiKey: process.env.OUTCROP_BEARER_KEY });
+const responding = { ...asked, model: responses("roomy"), maxOutputTokens: 16 };
+
 await report({
+  responsesText: async () => {
+    const { text, usage, finishReason } = await generateText(responding);
+    return { text, tokens: usage.outputTokens, finishReason };
+  },
+  responsesStream: async () => {
+    const result = streamText(responding);
+    let text = "";
+    for await (const piece of result.textStream) text += piece;
+    return { text, tokens: (await result.usage).outputTokens, finishReason: await result.finishReason };
+  },
+  responsesTool: async () => {
+    const tools = { get_weather: tool({ description: "Weather of a city", inputSchema: jsonSchema(city) }) };
+    const result = streamText({ ...responding, model: responses("tools"), maxOutputTokens: 200, tools, toolChoice: "required" });
+    return (await result.toolCalls).map((call) => ({ name: call.toolName, input: call.input }));
+  },
   compatibleText: async () => {
     const { text, usage, finishReason } = await generateText(plain);
     return { text, tokens: usage.outputTokens, finishReason };

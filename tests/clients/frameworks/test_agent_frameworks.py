@@ -50,6 +50,14 @@ def test_the_ai_sdk_s_openai_client_answers_streams_and_is_held_to_schemas(ai_sd
     assert ai_sdk["compatibleUnknownModel"]["error"]["status"] == 404
 
 
+def test_the_ai_sdk_s_own_openai_client_speaks_responses(ai_sdk: Scenarios) -> None:
+    whole = value(ai_sdk, "responsesText")
+
+    assert (whole["tokens"], whole["finishReason"]) == (16, "length")
+    assert value(ai_sdk, "responsesStream") == whole
+    assert value(ai_sdk, "responsesTool") == [{"name": "get_weather", "input": {"city": "Paris"}}]
+
+
 def test_llama_index_chats_and_streams_one_text(agents: Scenarios) -> None:
     assert value(agents, "llama_index_chat") != ""
     assert value(agents, "llama_index_stream") == value(agents, "llama_index_chat")
