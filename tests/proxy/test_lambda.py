@@ -62,7 +62,14 @@ class Runtime:
         return web.Response(status=202)
 
 
-async def run(folder: Path, url: str, *events: Any, left_s: float = 30) -> tuple[Runtime, str]:
+async def run(
+    folder: Path,
+    url: str,
+    *events: Any,
+    left_s: float = 30,
+    handler: str = "outcrop.proxy.lambda_handler.handler",
+    **more: str,
+) -> tuple[Runtime, str]:
     """What the function answers to *events*, in the order in which they came, and its log."""
     runtime = Runtime([event if isinstance(event, tuple) else (event, left_s) for event in events])
     app = web.Application()
@@ -83,8 +90,8 @@ async def run(folder: Path, url: str, *events: Any, left_s: float = 30) -> tuple
         "AWS_REGION": "us-east-1",
     }
     process = await asyncio.create_subprocess_exec(
-        *[sys.executable, "-m", "awslambdaric", "outcrop.proxy.lambda_handler.handler"],
-        env={**os.environ, **settings},
+        *[sys.executable, "-m", "awslambdaric", handler],
+        env={**os.environ, **settings, **more},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

@@ -1,4 +1,4 @@
-"""A target for proxies: the Bedrock runtime API over HTTP, answering what a test tells it to."""
+"""A target for proxies and calls: Bedrock, SageMaker and OpenAI over HTTP, answering what a test tells it to."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def _asked_text(asked: dict[str, Any]) -> str:
 async def target() -> AsyncIterator[Target]:
     found = Target()
     app = web.Application(client_max_size=64 << 20)
-    app.router.add_post("/model/{tail:.*}", found._answer)
+    for path in ("/model/{tail:.*}", "/endpoints/{tail:.*}", "/v1/chat/completions"):
+        app.router.add_post(path, found._answer)
     runner = web.AppRunner(app, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -38,7 +38,8 @@ log = structlog.get_logger(__name__)
 
 _JSON = [("content-type", "application/json")]
 _DEFECT = ServiceFault("The server failed on this request; its log has the details.")
-_TEXT = [("content-type", "text/plain; charset=utf-8")]
+# Tells whoever would keep a model warm by calls that this server needs none (``outcrop keepwarm``).
+_HEALTH = [("content-type", "text/plain; charset=utf-8"), ("x-outcrop-server", "1")]
 
 
 class Gateway:
@@ -89,7 +90,7 @@ class Gateway:
         path = request.raw_path.decode("latin-1")
         if path in ("/healthz", "/readyz"):
             is_well = path == "/healthz" or self._is_ready()
-            await respond(Response(200 if is_well else 503, _TEXT, b"ok" if is_well else b"starting"), "-", send)
+            await respond(Response(200 if is_well else 503, _HEALTH, b"ok" if is_well else b"starting"), "-", send)
             return
         if path.startswith("/openai/v1/"):  # where Bedrock offers the OpenAI API
             path = path.removeprefix("/openai")

@@ -13,10 +13,10 @@ import resource
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from outcrop.bench.endpoints import Answer, Ask, Endpoint, ask_once
 from outcrop.bench.payloads import Payload, words
@@ -80,7 +80,10 @@ class Shape:
 
 @dataclass(slots=True)
 class Run:
-    """What one level gave. *steady*: seconds between which it counts."""
+    """What one level gave. *steady*: seconds between which it counts.
+
+    *engine*: ``simulated`` when no model made the answers. *speedup*: by which times were stretched (``stretched``).
+    """
 
     shape: Shape
     records: list[Record] = field(default_factory=list)
@@ -88,6 +91,32 @@ class Run:
     steady: tuple[float, float] = (0.0, 0.0)
     client_cpu_s: float = 0.0
     wall_s: float = 0.0
+    engine: str = ""
+    speedup: float = 1.0
+
+    def stretched(self, speedup: float) -> Run:
+        """The run as it would have been at the pace of the calibration: simulated copies ran *speedup* times faster.
+
+        Raises BadSetting for answers of a real engine, whose times are what they are.
+        """
+        if speedup != 1 and self.engine != "simulated":
+            raise BadSetting("--speedup is for simulated copies, and these answers are a real engine's. Leave it out.")
+        return Run(
+            shape=replace(self.shape, rate=self.shape.rate / speedup),
+            records=[_stretched(record, speedup) for record in self.records],
+            samples=[structs.replace(sample, at_s=sample.at_s * speedup) for sample in self.samples],
+            steady=(self.steady[0] * speedup, self.steady[1] * speedup),
+            client_cpu_s=self.client_cpu_s,
+            wall_s=self.wall_s * speedup,
+            engine=self.engine,
+            speedup=speedup,
+        )
+
+
+def _stretched(record: Record, speedup: float) -> Record:
+    first = None if record.first_s is None else record.first_s * speedup
+    times = {"due_s": record.due_s * speedup, "sent_s": record.sent_s * speedup, "last_s": record.last_s * speedup}
+    return structs.replace(record, first_s=first, **times)
 
 
 Look = Callable[[], tuple[int, int, int, int] | None]
@@ -157,6 +186,7 @@ class _Level:
     async def one(self, ask: Ask, due_s: float) -> None:
         answer = await ask_once(self._session, self._endpoint, ask, self.run.shape.timeout_s)
         self.run.records.append(self._record(answer, due_s))
+        self.run.engine = answer.engine or self.run.engine
         shape, now = self.run.shape, self.now()
         if self.steady_from is None:
             if now >= shape.warm_s and len(self.run.records) >= shape.warm_requests:
@@ -210,8 +240,6 @@ def _poisson(rate: float, rng: random.Random) -> Iterator[float]:
 
 async def calibrated(endpoint: Endpoint, payload: Payload, timeout_s: float = 300) -> Payload:
     """*payload* with the endpoint's own tokens per word, from two prompts. Raises BadSetting when it gives no count."""
-    from dataclasses import replace
-
     if payload.prompts:
         return payload
     counts = []

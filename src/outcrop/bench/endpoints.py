@@ -21,6 +21,7 @@ from msgspec import Struct
 from outcrop.awswire import sigv4
 
 METRICS = "amazon-bedrock-invocationMetrics"
+ENGINE = "x-outcrop-engine"
 
 
 class Ask(Struct, frozen=True):
@@ -104,47 +105,52 @@ class _Signer:
         return headers
 
 
-class Bedrock:
+class _Signed:
+    """What Bedrock's and SageMaker's endpoints share: a path below a URL, a signature, AWS's event stream."""
+
+    name: str
+    _path: str  # with {model} and {action}
+    _actions: tuple[str, str]  # of a whole answer, of a stream
+
+    def __init__(self, url: str, model: str, keys: Keys, region: str, *, stream: bool) -> None:
+        self.model = model
+        self._stream = stream
+        path = self._path.format(model=quote(model, safe=""), action=self._actions[stream])
+        self._url = f"{url.rstrip('/')}{path}"
+        self._signer = _Signer(keys, region, self.name)
+
+    def request(self, ask: Ask) -> tuple[str, dict[str, str], bytes]:
+        body = json.dumps(self._body(ask)).encode()
+        return self._url, self._signer.headers(self._url, body, "application/json"), body
+
+    def hear(self) -> Hearing:
+        return _EventStream() if self._stream else _Whole()
+
+    def _body(self, ask: Ask) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class Bedrock(_Signed):
     """InvokeModel and InvokeModelWithResponseStream with ``prompt`` and ``max_tokens``."""
 
     name = "bedrock"
+    _path = "/model/{model}/{action}"
+    _actions = ("invoke", "invoke-with-response-stream")
 
-    def __init__(self, url: str, model: str, keys: Keys, region: str, *, stream: bool) -> None:
-        self.model = model
-        action = "invoke-with-response-stream" if stream else "invoke"
-        self._url = f"{url.rstrip('/')}/model/{quote(model, safe='')}/{action}"
-        self._signer = _Signer(keys, region, "bedrock")
-        self._stream = stream
-
-    def request(self, ask: Ask) -> tuple[str, dict[str, str], bytes]:
+    def _body(self, ask: Ask) -> dict[str, Any]:
         wanted: dict[str, Any] = {"prompt": ask.prompt, "max_tokens": ask.tokens_out, "temperature": 0}
-        if ask.forced:
-            wanted["ignore_eos"] = True
-        body = json.dumps(wanted).encode()
-        return self._url, self._signer.headers(self._url, body, "application/json"), body
-
-    def hear(self) -> Hearing:
-        return _EventStream() if self._stream else _Whole()
+        return wanted | ({"ignore_eos": True} if ask.forced else {})
 
 
-class SageMaker:
+class SageMaker(_Signed):
     """InvokeEndpoint and its stream, with the chat body that large-model containers take."""
 
     name = "sagemaker"
+    _path = "/endpoints/{model}/{action}"
+    _actions = ("invocations", "invocations-response-stream")
 
-    def __init__(self, url: str, model: str, keys: Keys, region: str, *, stream: bool) -> None:
-        self.model = model
-        action = "invocations-response-stream" if stream else "invocations"
-        self._url = f"{url.rstrip('/')}/endpoints/{quote(model, safe='')}/{action}"
-        self._signer = _Signer(keys, region, "sagemaker")
-        self._stream = stream
-
-    def request(self, ask: Ask) -> tuple[str, dict[str, str], bytes]:
-        body = json.dumps(_chat(ask, stream=self._stream)).encode()
-        return self._url, self._signer.headers(self._url, body, "application/json"), body
-
-    def hear(self) -> Hearing:
-        return _EventStream() if self._stream else _Whole()
+    def _body(self, ask: Ask) -> dict[str, Any]:
+        return _chat(ask, stream=self._stream)
 
 
 class OpenAI:
@@ -284,11 +290,11 @@ async def ask_once(session: Any, endpoint: Endpoint, ask: Ask, timeout_s: float)
     url, headers, body = endpoint.request(ask)
     heard, reader, sent = Heard(), endpoint.hear(), time.perf_counter()
     first: float | None = None
-    status = 0
+    status, engine = 0, ""
     try:
         target, limit = URL(url, encoded=True), aiohttp.ClientTimeout(total=timeout_s)
         async with session.post(target, data=body, headers=headers, timeout=limit) as response:
-            status = response.status
+            status, engine = response.status, response.headers.get(ENGINE, "")
             if status != 200:
                 refusal = await response.read()
                 heard.error, heard.message = _named(response.headers, refusal, status), _message(refusal)
@@ -302,7 +308,7 @@ async def ask_once(session: Any, endpoint: Endpoint, ask: Ask, timeout_s: float)
         heard.error = "timeout"
     except aiohttp.ClientError as exc:
         heard.error = type(exc).__name__
-    return Answer(sent, first, time.perf_counter(), status, heard)
+    return Answer(sent, first, time.perf_counter(), status, heard, engine)
 
 
 async def _pieces(response: Any) -> AsyncIterator[bytes]:
@@ -334,10 +340,14 @@ def _message(body: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Times on ``time.perf_counter``; *first*: the first content token of a stream."""
+    """Times on ``time.perf_counter``; *first*: the first content token of a stream.
+
+    *engine*: what a server of ours says of answers that no model made (``simulated``).
+    """
 
     sent: float
     first: float | None
     last: float
     status: int
     heard: Heard
+    engine: str = ""

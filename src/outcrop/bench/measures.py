@@ -114,7 +114,7 @@ def summary(run: Run) -> Summary:
     ended = [record for record in run.records if begin < record.last_s <= end]
     answered = [record for record in ended if record.error is None]
     mean = sum(latencies) / len(latencies) if latencies else 0.0
-    slips = sorted(record.sent_s - record.due_s for record in run.records)
+    slips = sorted((record.sent_s - record.due_s) / run.speedup for record in run.records)
     slip = percentile(slips, 0.99)
     all_mean = sum(record.latency_s for record in ended) / len(ended) if ended else 0.0
     tokens_out = sum(record.tokens_out or 0 for record in answered)
@@ -138,7 +138,7 @@ def summary(run: Run) -> Summary:
         little=None if shape.is_open else (shape.users - len(ended) / seconds * all_mean) / shape.users,
         slip_p99_s=slip,
         client_cpu_ms=1000 * run.client_cpu_s / max(1, len(run.records)),
-        client_cpu_share=run.client_cpu_s / max(1e-9, run.wall_s),
+        client_cpu_share=run.client_cpu_s * run.speedup / max(1e-9, run.wall_s),
         copies_most=max((sample.copies for sample in run.samples), default=None) if run.samples else None,
         void=_void(run, good, slip),
     )

@@ -7,9 +7,9 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -23,113 +23,138 @@ from outcrop.bench.endpoints import Bedrock, Endpoint, Keys, OpenAI, SageMaker
 from outcrop.bench.measures import Summary, percentile, ratio, steady, summary
 from outcrop.bench.payloads import Lengths, Payload, read_prompts
 from outcrop.bench.published import TABLE
-from outcrop.cli.client import HOME, JSON, Client, connect, echo_json, show
+from outcrop.cli.client import Client, connect, echo_json, show
+from outcrop.cli.options import expanded
+from outcrop.delivery import targets
+from outcrop.delivery.targets import parse
 from outcrop.errors import BadSetting
 
 app = typer.Typer(help="Measure an endpoint under load: ours, Bedrock, SageMaker, OpenAI.", no_args_is_help=True)
 
-TARGET = typer.Argument(
-    help="API:MODEL[@URL], API one of bedrock, sagemaker, openai. Without a URL the server of OUTCROP_HOME; with @aws "
-    "Amazon's endpoint and the credentials of the AWS chain; a key for another OpenAI endpoint in OPENAI_API_KEY."
-)
-USERS = typer.Option([], help="Closed loop with so many users. Repeatable: one level each.")
-RATE = typer.Option([], help="Open loop with so many requests per s (Poisson). Repeatable.")
-REQUESTS = typer.Option(200, min=1, help="Requests of the steady window (200 carry a P95, 1000 a P99).")
-WARM_S = typer.Option(30.0, min=0, help="Seconds before the steady window may begin.")
-MOST_S = typer.Option(600.0, min=1, help="Longest time in s of one level.")
-REPEATS = typer.Option(1, min=1, help="How often each level is run; the table shows each, the range goes below.")
-TOKENS_IN = typer.Option(1000.0, min=1, help="Mean tokens of a prompt.")
-TOKENS_OUT = typer.Option(220.0, min=1, help="Mean tokens of an answer.")
-CV = typer.Option(0.2, min=0, help="Standard deviation over mean of both lengths.")
-NATURAL = typer.Option(False, "--natural", help="Let answers end by themselves; else their lengths are forced.")
-SHARED = typer.Option(0.0, min=0, max=1, help="Share of each prompt that all have in common; 0: all begin differently.")
-PROMPTS = typer.Option(None, help="File of prompts (.jsonl with prompt, or a line each) in place of made ones.")
-STREAM = typer.Option(True, help="Streams, which tell the first token, or whole answers.")
-SEED = typer.Option(1, help="The same seed sends the same requests.")
-OUT = typer.Option(None, help="Folder for requests.jsonl, summary.json and report.html.")
-PNG = typer.Option(False, "--png", help="Write the plots as PNG too (needs the plots extra).")
+Target = Annotated[
+    str,
+    typer.Argument(
+        help="API:MODEL or API:MODEL@URL, API one of bedrock, sagemaker, openai. Without a URL the server of "
+        "OUTCROP_HOME; with @aws Amazon's endpoint and the credentials of the AWS chain; a key for another OpenAI "
+        "endpoint in OPENAI_API_KEY."
+    ),
+]
+Repeats = Annotated[int, typer.Option(min=1, help="How often each level is run; the range goes below the table.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What is sent and for how long; options of every command here."""
+
+    requests: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Requests of the steady window (200 carry a P95, 1000 a P99); 0: max(200, 20 x users).",
+        ),
+    ] = 0
+    warm_s: Annotated[float, typer.Option(min=0, help="Seconds before the steady window may begin.")] = 30.0
+    most_s: Annotated[float, typer.Option(min=1, help="Longest time in s of one level.")] = 600.0
+    tokens_in: Annotated[float, typer.Option(min=1, help="Mean tokens of a prompt.")] = 1000.0
+    tokens_out: Annotated[float, typer.Option(min=1, help="Mean tokens of an answer.")] = 220.0
+    cv: Annotated[float, typer.Option(min=0, help="Standard deviation over mean of both lengths.")] = 0.2
+    natural: Annotated[
+        bool, typer.Option("--natural", help="Let answers end by themselves; else their lengths are forced.")
+    ] = False
+    shared: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of each prompt that all have in common; 0: all begin differently."),
+    ] = 0.0
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="File of prompts (.jsonl with prompt, or a line each) in place of made ones."),
+    ] = None
+    stream: Annotated[bool, typer.Option(help="Streams, which tell the first token, or whole answers.")] = True
+    seed: Annotated[int, typer.Option(help="The same seed sends the same requests.")] = 1
+    speedup: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            help="How many times faster than their calibration the simulated copies run (OUTCROP_SIMULATED); times "
+            "are told at the calibration's pace. Refused for real answers.",
+        ),
+    ] = 1.0
+    home: Annotated[
+        Path | None, typer.Option(envvar="OUTCROP_HOME", help="Folder of the installation (default ~/.outcrop).")
+    ] = None
+
+    def shape(self, *, users: int = 1, rate: float = 0.0, seed: int = 0) -> Shape:
+        """A level as it is sent; *rate* at the calibration's pace."""
+        return Shape(
+            users=users,
+            rate=rate * self.speedup,
+            requests=self.requests or max(200, 0 if rate else 20 * users),
+            warm_s=self.warm_s,
+            most_s=self.most_s,
+            seed=self.seed + seed,
+        )
+
+    def payload(self) -> Payload:
+        return Payload(
+            tokens_in=Lengths(mean=self.tokens_in, cv=self.cv),
+            tokens_out=Lengths(mean=self.tokens_out, cv=self.cv),
+            forced=not self.natural,
+            shared=self.shared,
+            prompts=read_prompts(self.prompts) if self.prompts else (),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """Where results go."""
+
+    out: Annotated[Path | None, typer.Option(help="Folder for requests.jsonl, summary.json and report.html.")] = None
+    png: Annotated[bool, typer.Option("--png", help="Write the plots as PNG too (needs the plots extra).")] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False
 
 
 @app.command()
+@expanded
 def run(
-    target: str = TARGET,
-    users: list[int] = USERS,
-    rate: list[float] = RATE,
-    requests: int = REQUESTS,
-    warm_s: float = WARM_S,
-    most_s: float = MOST_S,
-    repeats: int = REPEATS,
-    tokens_in: float = TOKENS_IN,
-    tokens_out: float = TOKENS_OUT,
-    cv: float = CV,
-    natural: bool = NATURAL,
-    shared: float = SHARED,
-    prompts: Path | None = PROMPTS,
-    stream: bool = STREAM,
-    seed: int = SEED,
-    out: Path | None = OUT,
-    png: bool = PNG,
-    home: Path | None = HOME,
-    as_json: bool = JSON,
+    target: Target,
+    load: Load,
+    told: Told,
+    users: Annotated[
+        list[int] | None, typer.Option(help="Closed loop with so many users. Repeatable: one level each.")
+    ] = None,
+    rate: Annotated[
+        list[float] | None, typer.Option(help="Open loop with so many requests per s (Poisson). Repeatable.")
+    ] = None,
+    repeats: Repeats = 1,
 ) -> None:
     """Run levels of load and print latency with confidence, throughput, first token, errors, the client's own cost."""
-    payload = _payload(tokens_in, tokens_out, cv, natural, shared, prompts)
-    base = Shape(requests=requests, warm_s=warm_s, most_s=most_s, seed=seed)
-    levels = {f"{count} users": replace(base, users=count) for count in users or ([] if rate else [1])}
-    levels |= {f"{each:g} requests/s": replace(base, rate=each) for each in rate}
-    runs, cost = _run(target, payload, levels, repeats, stream, home)
-    _tell(target, runs, cost, out, png=png, as_json=as_json)
+    levels = {f"{count} users": load.shape(users=count) for count in users or ([] if rate else [1])}
+    levels |= {f"{each:g} requests/s": load.shape(rate=each) for each in rate or ()}
+    _tell(target, *_run(target, load, levels, repeats), told)
 
 
 @app.command()
-def table(
-    target: str = TARGET,
-    requests: int = typer.Option(0, min=0, help="Requests a level; 0: max(200, 20 x users)."),
-    warm_s: float = WARM_S,
-    most_s: float = MOST_S,
-    repeats: int = REPEATS,
-    tokens_in: float = TOKENS_IN,
-    tokens_out: float = TOKENS_OUT,
-    cv: float = CV,
-    stream: bool = STREAM,
-    seed: int = SEED,
-    out: Path | None = OUT,
-    png: bool = PNG,
-    home: Path | None = HOME,
-    as_json: bool = JSON,
-) -> None:
+@expanded
+def table(target: Target, load: Load, told: Told, repeats: Repeats = 1) -> None:
     """Run concurrency 1, 4, 16 and 32 with the standard payload and print the published table beside ours."""
-    payload = _payload(tokens_in, tokens_out, cv, False, 0.0, None)
-    base = Shape(warm_s=warm_s, most_s=most_s, seed=seed)
-    levels = {
-        f"{level.users} users": replace(base, users=level.users, requests=requests or max(200, 20 * level.users))
-        for level in TABLE
-    }
-    runs, cost = _run(target, payload, levels, repeats, stream, home)
+    levels = {f"{level.users} users": load.shape(users=level.users) for level in TABLE}
+    runs, cost = _run(target, load, levels, repeats)
     rows = report.beside_published([summary(each) for each in runs.values()])
-    if not as_json:
+    if not told.as_json:
         _show(rows, report.PUBLISHED_HEADS)
         typer.echo()
-    _tell(target, runs, cost, out, png=png, as_json=as_json, extra=[plots.table(rows, report.PUBLISHED_HEADS)])
+    _tell(target, runs, cost, told, extra=[plots.table(rows, report.PUBLISHED_HEADS)])
 
 
 @app.command()
+@expanded
 def compare(
-    one: str = TARGET,
-    other: str = TARGET,
-    users: int = typer.Option(4, min=1, help="Users of the closed loop on each."),
-    rounds: int = typer.Option(3, min=1, help="Times that the two take turns."),
-    requests: int = REQUESTS,
-    warm_s: float = WARM_S,
-    most_s: float = MOST_S,
-    tokens_in: float = TOKENS_IN,
-    tokens_out: float = TOKENS_OUT,
-    cv: float = CV,
-    natural: bool = NATURAL,
-    stream: bool = STREAM,
-    seed: int = SEED,
-    home: Path | None = HOME,
-    as_json: bool = JSON,
+    one: Target,
+    other: Target,
+    load: Load,
+    users: Annotated[int, typer.Option(min=1, help="Users of the closed loop on each.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that the two take turns.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Run the same requests on two endpoints in turns and print ratios, with intervals over the requests."""
     found: dict[str, list[float]] = {one: [], other: []}
@@ -138,9 +163,8 @@ def compare(
         raise typer.BadParameter("the two endpoints are the same.")
     for number in range(rounds):
         for target in (one, other) if number % 2 == 0 else (other, one):
-            shape = Shape(users=users, requests=requests, warm_s=warm_s, most_s=most_s, seed=seed + number)
-            payload = _payload(tokens_in, tokens_out, cv, natural, 0.0, None)
-            runs, _ = _run(target, payload, {f"{target}, round {number + 1}": shape}, 1, stream, home)
+            shape = load.shape(users=users, seed=number)
+            runs, _ = _run(target, load, {f"{target}, round {number + 1}": shape}, 1)
             for each in runs.values():
                 found[target] += [record.latency_s for record in steady(each) if record.error is None]
                 rpm[target].append(summary(each).rpm)
@@ -175,61 +199,50 @@ def compare(
     show(rows, heads, as_json=as_json)
 
 
-def _payload(
-    tokens_in: float, tokens_out: float, cv: float, natural: bool, shared: float, prompts: Path | None
-) -> Payload:
-    return Payload(
-        tokens_in=Lengths(mean=tokens_in, cv=cv),
-        tokens_out=Lengths(mean=tokens_out, cv=cv),
-        forced=not natural,
-        shared=shared,
-        prompts=read_prompts(prompts) if prompts else (),
-    )
-
-
-def _run(
-    target: str, payload: Payload, levels: dict[str, Shape], repeats: int, stream: bool, home: Path | None
-) -> tuple[dict[str, Run], dict[str, int]]:
-    endpoint, client = endpoint_of(target, home, stream=stream)
+def _run(target: str, load: Load, levels: dict[str, Shape], repeats: int) -> tuple[dict[str, Run], dict[str, int]]:
+    endpoint, client = endpoint_of(target, load.home, stream=load.stream)
     before = _windows(client, endpoint.model)
     runs: dict[str, Run] = {}
     with _progress() as tell:
-        fitted = asyncio.run(calibrated(endpoint, payload))
+        payload = asyncio.run(calibrated(endpoint, load.payload()))
         for name, shape in levels.items():
             for number in range(repeats):
                 label = name if repeats == 1 else f"{name}, {number + 1} of {repeats}"
-                driver = Driver(endpoint, fitted, look=_look(client, endpoint.model), progress=tell(label))
-                runs[label] = asyncio.run(driver.run(replace(shape, seed=shape.seed + number)))
+                driver = Driver(endpoint, payload, look=_look(client, endpoint.model), progress=tell(label))
+                done = asyncio.run(driver.run(replace(shape, seed=shape.seed + number)))
+                runs[label] = done.stretched(load.speedup)
     after = _windows(client, endpoint.model)
     return runs, {name: after[name] - before.get(name, 0) for name in after}
 
 
-def endpoint_of(target: str, home: Path | None, *, stream: bool) -> tuple[Endpoint, Client | None]:
-    """What *target* names, and our own server when it is ours. Raises BadSetting."""
-    api, _, rest = target.partition(":")
-    model, _, url = rest.rpartition("@") if "@" in rest else (rest, "", "")
-    if api not in ("bedrock", "sagemaker", "openai") or not model:
-        raise BadSetting(f"{target!r} is not API:MODEL[@URL] with bedrock, sagemaker or openai, e.g. bedrock:reviewer.")
-    if not url:
-        client = connect(home)
+def endpoint_of(text: str, home: Path | None, *, stream: bool) -> tuple[Endpoint, Client | None]:
+    """What *text* names, and our own server when it is ours. Raises BadSetting."""
+    target = parse(text)
+    client = None if target.url else connect(home)
+    if target.api == "openai":
+        if client is not None:
+            return OpenAI(f"{client.url}/v1", target.model, client.credentials.bearer_key, stream=stream), client
+        return OpenAI(target.url, target.model, os.environ.get("OPENAI_API_KEY", ""), stream=stream), None
+    if client is not None:
         keys = Keys(client.credentials.access_key_id, client.credentials.secret_access_key)
-        if api == "openai":
-            return OpenAI(f"{client.url}/v1", model, client.credentials.bearer_key, stream=stream), client
-        made = Bedrock if api == "bedrock" else SageMaker
-        return made(client.url, model, keys, client.credentials.region, stream=stream), client
-    if api == "openai":
-        return OpenAI(url, model, os.environ.get("OPENAI_API_KEY", ""), stream=stream), None
+        url, region = client.url, client.credentials.region
+    else:
+        keys, region = _aws_keys(target)
+        url = target.address(region)
+    made = Bedrock if target.api == "bedrock" else SageMaker
+    return made(url, target.model, keys, region, stream=stream), client
+
+
+def _aws_keys(target: targets.Target) -> tuple[Keys, str]:
+    """Credentials of the AWS chain and the region, which an ARN names itself. Raises BadSetting."""
     import botocore.session
 
     session = botocore.session.get_session()
-    region, found = session.get_config_variable("region") or "us-east-1", session.get_credentials()
+    found = session.get_credentials()
     if found is None:
         raise BadSetting("no AWS credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
-    if url == "aws":
-        service = "bedrock-runtime" if api == "bedrock" else "runtime.sagemaker"
-        url = f"https://{service}.{region}.amazonaws.com"
-    keys = Keys(found.access_key, found.secret_key, found.token)
-    return (Bedrock if api == "bedrock" else SageMaker)(url, model, keys, region, stream=stream), None
+    region = target.region(session.get_config_variable("region") or "us-east-1")
+    return Keys(found.access_key, found.secret_key, found.token), region
 
 
 def _look(client: Client | None, model: str) -> Look | None:
@@ -263,21 +276,12 @@ def _windows(client: Client | None, model: str) -> dict[str, int]:
     return {name: sum(row[name] for row in found["rows"] if row["model_id"] in ids) for name in names}
 
 
-def _tell(
-    target: str,
-    runs: dict[str, Run],
-    cost: dict[str, int],
-    out: Path | None,
-    *,
-    png: bool,
-    as_json: bool,
-    extra: Sequence[str] = (),
-) -> None:
+def _tell(target: str, runs: dict[str, Run], cost: dict[str, int], told: Told, *, extra: Sequence[str] = ()) -> None:
     summaries = {name: summary(each) for name, each in runs.items()}
-    notes = {"endpoint": target} | _priced(cost, runs)
-    if out is not None:
-        report.write(out, runs, summaries, notes, extra=extra, with_png=png)
-    if as_json:
+    notes = {"endpoint": target} | _made_up(runs) | _priced(cost, runs)
+    if told.out is not None:
+        report.write(told.out, runs, summaries, notes, extra=extra, with_png=told.png)
+    if told.as_json:
         echo_json({"notes": notes, "levels": {name: msgspec.to_builtins(each) for name, each in summaries.items()}})
     else:
         _show([report.row(each) for each in summaries.values()], report.NAMED)
@@ -288,6 +292,14 @@ def _tell(
             typer.echo(f"{name} is void: {each.void}.", err=True)
     if any(each.void for each in summaries.values()):
         raise typer.Exit(1)
+
+
+def _made_up(runs: dict[str, Run]) -> dict[str, str]:
+    """Says it when the answers were no model's."""
+    engines = {each.engine for each in runs.values() if each.engine}
+    speedup = max((each.speedup for each in runs.values()), default=1.0)
+    paced = f", {speedup:g} times faster than its calibration; times are told at the calibration's pace"
+    return {"engine": ", ".join(sorted(engines)) + (paced if speedup != 1 else "")} if engines else {}
 
 
 def _priced(cost: dict[str, int], runs: dict[str, Run]) -> dict[str, str]:

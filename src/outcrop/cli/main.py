@@ -24,6 +24,7 @@ COMMANDS = {
     "proxy": ("proxy", "app"),
     "deploy": ("deploy", "app"),
     "warm": ("serving", "warm"),
+    "keepwarm": ("keepwarm", "app"),
     "logs": ("serving", "logs"),
     "scaling": ("serving", "scaling"),
     "alias": ("serving", "alias"),

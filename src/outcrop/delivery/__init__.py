@@ -1,4 +1,4 @@
-"""The one step that a pipeline adds: from a checkpoint to a served model, or back with the reason.
+"""What is done to a model in service from outside: deploy it as the one step of a pipeline, keep it warm by calls.
 
 It speaks AWS's APIs through boto3 and, for aliases, which AWS has not, this project's own.
 """

@@ -96,12 +96,6 @@ def costs(result: Result, prices: Prices, peak: int | None = None) -> Costs:
     )
 
 
-def pings_usd(prices: Prices, *, every_minutes: float, hours: float) -> float:
-    """What keeping a copy warm by calls costs: each opens a window, and one that is still open costs nothing more."""
-    windows_per_hour = 60 / max(every_minutes, WINDOW_MINUTES)
-    return windows_usd(windows_per_hour * hours, prices)
-
-
 def constructed_fleet(prices: Prices, *, peaks: Sequence[float], means: Sequence[float]) -> tuple[float, float]:
     """Dollars per hour of a portfolio reserved at its *peaks*, and serverless at its *means* with a proxy each."""
     return (
