@@ -4,56 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 import time
-from collections import defaultdict
 from pathlib import Path
 
 import pyarrow.parquet
 from tests.api.test_commands import outcrop
 from tests.support.server import Server, wait_for
 
+from outcrop.bench.process_table import Sampler
+
 BODY = '{"prompt": "for each", "max_gen_len": 24}'
-
-
-class Sampler:
-    """Looks at /proc every 20 ms and adds up how long each child of the server lived."""
-
-    def __init__(self) -> None:
-        self.seen: dict[int, list[float]] = defaultdict(list)
-        self.parent = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Sampler:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def seconds(self) -> float:
-        return sum(times[-1] - times[0] for times in self.seen.values())
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.02):
-            for pid in self._children():
-                self.seen[pid].append(time.monotonic())
-
-    def _children(self) -> list[int]:
-        try:
-            listed = Path(f"/proc/{self.parent}/task/{self.parent}/children").read_text().split()
-            return [pid for pid in map(int, listed) if _is_copy(pid)]
-        except OSError:
-            return []
-
-
-def _is_copy(pid: int) -> bool:
-    try:
-        return b"llama_cpp_child" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 def ledger(server: Server) -> list[dict[str, int]]:
@@ -70,7 +30,7 @@ def test_copy_seconds_equal_the_process_table_and_outlast_a_server_that_is_kille
     draw = random.Random(5)
     server = Server(tmp_path / "home", cpu_threads=1, max_copies=2, keep_alive_s=0.5, stop_idle=True)
     answered = kills = 0
-    with Sampler() as sampler:
+    with Sampler(b"llama_cpp_child") as sampler:
         server.start()
         sampler.parent = server.process.pid  # type: ignore[union-attr]
         server.import_model(tiny, "metered")
@@ -88,12 +48,12 @@ def test_copy_seconds_equal_the_process_table_and_outlast_a_server_that_is_kille
                 sampler.parent = server.process.pid  # type: ignore[union-attr]
         wait_for(lambda: not server.status()["copies"], 20)
         rows = ledger(server)
-        wait_for(lambda: not sampler._children(), 5)
+        wait_for(lambda: not sampler.alive(), 5)
 
     counted, seen = copy_seconds(rows), sampler.seconds()
     # A kill loses at most what no batch had taken: a second while something happens.
-    assert seen - kills * 1.2 - 0.01 * seen - 0.05 * len(sampler.seen) <= counted
-    assert counted <= seen * 1.01 + 0.15 * len(sampler.seen)  # a copy counts from just before its process is there
+    assert seen - kills * 1.2 - 0.01 * seen - 0.03 * len(sampler.lives) <= counted
+    assert counted <= seen * 1.01 + 0.1 * len(sampler.lives)  # a copy counts from just before its process is there
     requests = sum(row["requests"] for row in rows)
     assert answered - 12 * kills <= requests <= answered
     assert len({(row["hour_ms"], row["model_id"], row["principal"]) for row in rows}) == len(rows) <= 6
