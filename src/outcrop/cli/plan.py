@@ -16,18 +16,20 @@ from rich.progress import Progress
 
 from outcrop.bench import plots, report
 from outcrop.cli.client import JSON, echo_json, show
+from outcrop.cli.plan_validate import validate_plan
 from outcrop.errors import BadSetting
 from outcrop.metering.price_book import CMU_MONTH, CMU_V1, OWN_COPY_HOUR, PriceBook
 from outcrop.planning import advise as advising
 from outcrop.planning import costs as pricing
 from outcrop.planning.copy_model import CopyModel, Timed, fit
-from outcrop.planning.rules import Always, KnativeLike, Ours, QueueThreshold, Rule
+from outcrop.planning.rules import TICK_S, Always, KnativeLike, Ours, QueueThreshold, Rule
 from outcrop.planning.simulator import Fleet, Nodes, Result, Tenant, simulate
 from outcrop.planning.traces import Trace, read_trace
 from outcrop.serving.policy import Params
 from outcrop.serving.schedule import Scaling
 
 app = typer.Typer(help="Plan copies and cost from traffic, with the live scaling policy.", no_args_is_help=True)
+app.command("validate")(validate_plan)
 
 TRACES = typer.Argument(help="Traces: our request log or bench records (.jsonl), .csv or .parquet; also .gz.")
 TRACE = typer.Argument(help="A trace: our request log or bench records (.jsonl), .csv or .parquet; also .gz.")
@@ -47,6 +49,7 @@ UNITS = typer.Option(1, min=1, help="Model units of one copy.")
 OUT = typer.Option(None, help="Write the page with plots (.html) or the numbers (.json).")
 RESULTS = typer.Argument(help="Folder of outcrop bench run with --users 1 and others, on one copy.")
 FIT_OUT = typer.Option(None, help="File for the copy, which the other commands take as --copy.")
+FLEET_TICK_S = 5.0  # a fleet plays many weeks of copies: a fifth of the decisions, copy-hours within 1 %
 POLICIES = ("outcrop", "knative", "queue", "all")
 
 
@@ -91,6 +94,9 @@ def simulate_traces(
     ),
     node_gb: float = typer.Option(80.0, min=0, help="Memory of a node for copies, GB."),
     copy_gb: float = typer.Option(32.0, min=0, help="Memory of a copy, GB."),
+    tick_s: float | None = typer.Option(
+        None, min=0.1, help="Seconds between the live policy's decisions; default: the server's 1, in fleet mode 5."
+    ),
     out: Path | None = OUT,
     as_json: bool = JSON,
 ) -> None:
@@ -106,7 +112,7 @@ def simulate_traces(
             tenants = [
                 Tenant(
                     trace=trace,
-                    rule=Ours("outcrop", Params(interference=model.kappa), model, cold_start_s, scaling),
+                    rule=_live(model, cold_start_s, scaling, tick_s or FLEET_TICK_S),
                     copy=model,
                     cold_start_s=cold_start_s,
                     copy_bytes=size,
@@ -117,7 +123,7 @@ def simulate_traces(
             rows = list(zip([trace.name for trace in found], results, strict=True))
         else:
             for trace in found:
-                for rule in _rules(policy, model, cold_start_s, scaling):
+                for rule in _rules(policy, model, cold_start_s, scaling, tick_s or TICK_S):
                     tenant = Tenant(trace=trace, rule=rule, copy=model, cold_start_s=cold_start_s)
                     rows.append((trace.name, simulate(tenant, tell)))
     _give([_row(name, result) for name, result in rows], rows, out, as_json=as_json)
@@ -147,7 +153,7 @@ def cost(
     book = prices_of(prices, as_of, instance, proxy, units, own_copy_hour)
     scaling = Scaling(min_copies=least, max_copies=most, keep_alive_s=keep_alive_s)
     with _progress(f"{len(found)} requests") as tell:
-        rule = Ours("outcrop", Params(interference=model.kappa), model, cold_start_s, scaling)
+        rule = _live(model, cold_start_s, scaling)
         result = simulate(Tenant(trace=found, rule=rule, copy=model, cold_start_s=cold_start_s), tell)
         peak = reserve or _reserved_for(found, model, result)
     told = pricing.costs(result, book, peak)
@@ -274,10 +280,14 @@ def prices_of(
     )
 
 
-def _rules(policy: str, model: CopyModel, cold_start_s: float, scaling: Scaling) -> list[Rule]:
+def _live(model: CopyModel, cold_start_s: float, scaling: Scaling, tick_s: float = TICK_S) -> Ours:
+    return Ours("outcrop", Params(interference=model.kappa), model, cold_start_s, scaling, tick_s=tick_s)
+
+
+def _rules(policy: str, model: CopyModel, cold_start_s: float, scaling: Scaling, tick_s: float) -> list[Rule]:
     most, kept = scaling.max_copies or 10, scaling.keep_alive_s
     rules: dict[str, Rule] = {
-        "outcrop": Ours("outcrop", Params(interference=model.kappa), model, cold_start_s, scaling),
+        "outcrop": _live(model, cold_start_s, scaling, tick_s),
         "knative": KnativeLike(model.slots, most, 300.0 if kept is None else kept),
         "queue": QueueThreshold(most, 300.0 if kept is None else kept),
     }

@@ -17,6 +17,7 @@ from outcrop.serving.demand import Demand
 from outcrop.serving.policy import Facts, Params, decide, keep_alive_s
 from outcrop.serving.schedule import DEFAULTS, Scaling, is_active, params_at
 
+TICK_S = 1.0  # of the live fleet
 MONDAY = datetime(2026, 1, 5, tzinfo=UTC)  # a trace begins on a Monday at 00:00, where schedules are concerned
 
 
@@ -38,6 +39,7 @@ class Rule(Protocol):
     name: str
     tick_s: float
     is_scheduled: bool  # wants copies at hours of its own, and is asked at every tick for that
+    hears_held: bool  # is asked at once when a request finds no slot, not at the next tick
 
     def arrived(self, now: float) -> None: ...
 
@@ -56,14 +58,22 @@ class Rule(Protocol):
 
 
 class Ours:
-    """The live policy."""
+    """The live policy, asked each *tick_s* as the live fleet asks it, and at once when a request is held."""
 
-    tick_s = 5.0
+    hears_held = True
 
     def __init__(
-        self, name: str, params: Params, copy: CopyModel, cold_start_s: float, scaling: Scaling = DEFAULTS
+        self,
+        name: str,
+        params: Params,
+        copy: CopyModel,
+        cold_start_s: float,
+        scaling: Scaling = DEFAULTS,
+        *,
+        tick_s: float = TICK_S,
     ) -> None:
         self.name = name
+        self.tick_s = tick_s
         self._defaults = params
         self._params = params_at(params, scaling, ())
         self._scaling = scaling
@@ -78,7 +88,7 @@ class Ours:
         self._demand.arrived(now)
 
     def served(self, duration_s: float, beside: int) -> None:
-        self._demand.served(duration_s, beside, self._copy.kappa)
+        self._demand.served(duration_s, beside, self._params.interference)
 
     def desired(self, load: Load) -> int:
         rate_60, rate_15, count_15 = self._demand.rates(load.now)
@@ -122,7 +132,7 @@ class Ours:
 class _Watching:
     """A rule that looks at the load of the moment alone: it remembers no request, forecasts no rest, has no floors."""
 
-    is_scheduled = False
+    is_scheduled = hears_held = False
 
     def arrived(self, now: float) -> None:
         pass

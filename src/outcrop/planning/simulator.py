@@ -27,6 +27,7 @@ from outcrop.serving.eviction import Resident
 
 LONG_WAIT_S = 5.0
 _STARTED, _TICK = -1, -2
+_MOMENT_S = 0.02  # held requests that come within it are decided for together
 _BATCH = 200_000  # arrivals, about, that are unpacked from arrays at a time
 
 
@@ -216,6 +217,7 @@ class _Model:
         self._busy_s = self._copy_s = 0.0
         self._starts = self._evictions = self._blocked = self._windows = self._peak = 0
         self._ticks_at: float | None = None
+        self._heard_at = -1e9
         self._at_count: list[float] = []  # seconds with at least 1, 2, ... copies
         self._counted_at = 0.0
         self._live = 0
@@ -232,8 +234,11 @@ class _Model:
         self._seen.append(now)
         self._queue.append((now, work_s))
         self._serve(now)
-        if self._queue and not any(not copy.is_retired for copy in self.copies):
-            self._scale(now)  # event-driven at zero, for every rule: Knative's activator does the same
+        if self._queue:
+            if self._rule.hears_held:
+                self._hear(now)
+            elif all(copy.is_retired for copy in self.copies):
+                self._scale(now)  # event-driven at zero, for every rule: Knative's activator does the same
         if self._ticks_at is None or self._ticks_at > now + self._rule.tick_s:
             self._tick(now)
 
@@ -250,7 +255,7 @@ class _Model:
                 self._tick(now)
         elif version == _STARTED:
             if not copy.is_retired:
-                copy.at = now
+                copy.at = self._active_at = now
                 self._serve(now)
                 self._scale(now)
         elif version == copy.version and copy.running:
@@ -363,6 +368,16 @@ class _Model:
             copy.is_retired = True
             if not copy.running:
                 self._rest(now, copy)
+
+    def _hear(self, now: float) -> None:
+        """Decide for a held request; for those that come within a moment, once at its end."""
+        if now - self._heard_at >= _MOMENT_S:
+            self._heard_at = now
+            self._scale(now)
+        elif self._ticks_at is None or self._ticks_at > self._heard_at + _MOMENT_S:
+            self._heard_at += _MOMENT_S
+            self._ticks_at = self._heard_at
+            self._fleet.push(self._ticks_at, self, None, _TICK)
 
     def _start(self, now: float) -> bool:
         resting = next((copy for copy in self.copies if copy.is_evictable), None)

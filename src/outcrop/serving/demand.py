@@ -6,7 +6,7 @@ import math
 from collections import deque
 
 LONG_RUN_S = 600.0
-_WINDOW_S = 60
+_WINDOW_S, _RECENT_S = 60, 15
 _WORK_WEIGHT = 0.1  # of one more request in the running mean
 _FIRST_WORK_S = 1.0
 
@@ -15,7 +15,9 @@ class Demand:
     """Counters of one model, in one-second buckets; the same for the live fleet and the replay of traces."""
 
     def __init__(self, *, work_s: float = _FIRST_WORK_S) -> None:
-        self._buckets: deque[list[int]] = deque()  # [second, arrivals]
+        self._buckets: deque[list[int]] = deque()  # [second, arrivals] of the longer window
+        self._recent: deque[list[int]] = deque()  # the same lists, as far as they are in the shorter one
+        self._total = self._recent_total = 0
         self._peaks: deque[tuple[float, int]] = deque()  # falling, so that the first one is the largest
         self._long_run = 0.0
         self._long_run_at = 0.0
@@ -24,11 +26,15 @@ class Demand:
 
     def arrived(self, now: float) -> None:
         second = int(now)
-        if self._buckets and self._buckets[-1][0] == second:
-            self._buckets[-1][1] += 1
+        if self._recent and self._recent[-1][0] == second:
+            self._recent[-1][1] += 1
         else:
-            self._buckets.append([second, 1])
+            bucket = [second, 1]
+            self._buckets.append(bucket)
+            self._recent.append(bucket)
             self._forget(second)
+        self._total += 1
+        self._recent_total += 1
         self._long_run = self._decayed(now) + 1
         self._long_run_at = now
 
@@ -40,11 +46,8 @@ class Demand:
 
     def rates(self, now: float) -> tuple[float, float, int]:
         """Arrivals per second over 60 s and over 15 s, and the arrivals in the shorter window."""
-        second = int(now)
-        self._forget(second)
-        total = sum(count for _, count in self._buckets)
-        recent = sum(count for at, count in self._buckets if at > second - 15)
-        return total / _WINDOW_S, recent / 15, recent
+        self._forget(int(now))
+        return self._total / _WINDOW_S, self._recent_total / _RECENT_S, self._recent_total
 
     def long_run_rate(self, now: float) -> float:
         """Arrivals per second, forgotten with a time constant of ten minutes."""
@@ -67,4 +70,6 @@ class Demand:
 
     def _forget(self, second: int) -> None:
         while self._buckets and self._buckets[0][0] <= second - _WINDOW_S:
-            self._buckets.popleft()
+            self._total -= self._buckets.popleft()[1]
+        while self._recent and self._recent[0][0] <= second - _RECENT_S:
+            self._recent_total -= self._recent.popleft()[1]

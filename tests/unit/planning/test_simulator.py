@@ -84,7 +84,7 @@ def test_a_resting_model_is_not_asked_each_tick_and_ends_when_its_keep_alive_doe
 
     assert result.starts == 2
     assert result.copy_hours == pytest.approx(2 * 331 / 3600, rel=0.03)
-    assert len(asked) < 80  # of 4,000 ticks
+    assert len(asked) < 300  # of 20,000 ticks
 
 
 def test_copies_that_are_always_there_are_paid_to_the_end_of_the_trace() -> None:
@@ -103,6 +103,26 @@ def test_a_schedule_starts_a_copy_before_the_first_request_of_the_day() -> None:
 
     assert sorted(with_it.latencies or ()) == pytest.approx([1, 31])
     assert sorted(without.latencies or ()) == pytest.approx([31, 31])
+
+
+def test_the_live_policy_hears_at_once_of_a_request_that_finds_no_slot() -> None:
+    model = CopyModel(c0_s=0, c_in_s=0, c_out_s=1, kappa=0.0, slots=1)
+    result = play(trace((0.0, 100.0), (10.3, 1.0)), ours(model, 5), model, 5)
+
+    assert sorted(result.latencies or ()) == pytest.approx([6, 105])  # a start and its own second, no tick between
+
+
+def test_a_fleet_s_arrivals_come_in_order_and_each_once_however_they_are_sliced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = np.random.default_rng(3)
+    tenants = [trace(*[(at, 1.0) for at in np.sort(draw.uniform(0, 5000, 300))]) for _ in range(3)]
+    whole = [sorted(result.latencies or ()) for result in fleet(9, *tenants)]
+
+    monkeypatch.setattr("outcrop.planning.simulator._BATCH", 50)
+
+    assert [sorted(result.latencies or ()) for result in fleet(9, *tenants)] == whole
+    assert [len(each) for each in whole] == [300, 300, 300]
 
 
 def fleet(nodes: int, *tenants: Trace) -> list[Result]:
