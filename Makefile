@@ -146,6 +146,25 @@ bench-serving: $(TOOLS) ## Cold starts against the bare engine; scaling rules ov
 	$(BIN)/python -m outcrop.bench.serving scale-out
 	$(BIN)/outcrop plan simulate --policy all --cold-start-s 120 $(or $(TRACES),benchmarks/traces/bursty-day.csv.gz)
 
+.PHONY: bench-crosscheck bench-ledger validate-plan
+bench-crosscheck: $(TOOLS) $(FOREIGN)/autocannon/.installed ## Compare our load benchmark with an independent one (npm's autocannon)
+	$(BIN)/python -m outcrop.bench.crosscheck $(ARGS)
+
+$(FOREIGN)/autocannon/.installed: benchmarks/autocannon.json
+	@command -v npm >/dev/null || { echo "The other load generator needs: apt-get install nodejs npm"; exit 1; }
+	@mkdir -p $(@D) && cp $< $(@D)/package.json
+	cd $(@D) && npm install --no-package-lock --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
+bench-ledger: $(TOOLS) ## Compare the ledger's copy-seconds with the process table over ten minutes of scaling
+	$(BIN)/python -m outcrop.bench.ledger $(ARGS)
+
+# Four minutes on two otherwise idle cores.
+validate-plan: $(TOOLS) ## Record real runs with scaling, replay them in the simulator, print how far it is off
+	$(BIN)/python -m outcrop.bench.recording sample --out recording-sample.json.gz
+	$(BIN)/python -m outcrop.bench.recording simulated --out recording-simulated.json.gz
+	$(BIN)/outcrop plan validate recording-sample.json.gz recording-simulated.json.gz
+
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) $(FOREIGN) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 

@@ -3,53 +3,53 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import typer
-from rich.progress import Progress
 
 from outcrop.bench import plots, report
 from outcrop.cli.client import JSON, echo_json, show
+from outcrop.cli.plan_classes import cost_by_activity
+from outcrop.cli.plan_inputs import (
+    AS_OF,
+    COLD_START_S,
+    COPY,
+    DAYS,
+    FLEET_TICK_S,
+    INSTANCE,
+    KEEP_ALIVE_S,
+    MAX,
+    MIN,
+    PRICES,
+    PROXY,
+    TRACE,
+    TRACES,
+    UNITS,
+    copy_of,
+    live,
+    prices_of,
+    progress,
+)
 from outcrop.cli.plan_validate import validate_plan
 from outcrop.errors import BadSetting
-from outcrop.metering.price_book import CMU_MONTH, CMU_V1, OWN_COPY_HOUR, PriceBook
 from outcrop.planning import advise as advising
+from outcrop.planning import classes as activity
 from outcrop.planning import costs as pricing
 from outcrop.planning.copy_model import CopyModel, Timed, fit
-from outcrop.planning.rules import TICK_S, Always, KnativeLike, Ours, QueueThreshold, Rule
+from outcrop.planning.rules import TICK_S, KnativeLike, QueueThreshold, Rule
 from outcrop.planning.simulator import Fleet, Nodes, Result, Tenant, simulate
-from outcrop.planning.traces import Trace, read_trace
-from outcrop.serving.policy import Params
+from outcrop.planning.traces import read_trace
 from outcrop.serving.schedule import Scaling
 
 app = typer.Typer(help="Plan copies and cost from traffic, with the live scaling policy.", no_args_is_help=True)
 app.command("validate")(validate_plan)
+app.command("classes")(cost_by_activity)
 
-TRACES = typer.Argument(help="Traces: our request log or bench records (.jsonl), .csv or .parquet; also .gz.")
-TRACE = typer.Argument(help="A trace: our request log or bench records (.jsonl), .csv or .parquet; also .gz.")
-COPY = typer.Option(
-    None, "--copy", help="File that outcrop plan fit wrote. Default: about a 14 B model on an A100-40GB."
-)
-COLD_START_S = typer.Option(30.0, min=0, help="Seconds from the order of a copy until it is ready.")
-DAYS = typer.Option(14.0, min=0.001, help="How much of each trace.")
-MIN = typer.Option(0, "--min", min=0, help="Least copies.")
-MAX = typer.Option(10, "--max", min=1, help="Most copies.")
-KEEP_ALIVE_S = typer.Option(None, min=0, help="Idle seconds after which a copy goes; default: the break-even.")
-PRICES = typer.Option([], help="Price books of your own. Repeatable.")
-AS_OF = typer.Option(None, help="Use the prices that were known on this day. Default: the newest.")
-INSTANCE = typer.Option("ml.g6e.xlarge", help="Instance that holds one copy when it is reserved.")
-PROXY = typer.Option("ml.m5.large", help="Instance of the CPU proxy before a serverless copy.")
-UNITS = typer.Option(1, min=1, help="Model units of one copy.")
 OUT = typer.Option(None, help="Write the page with plots (.html) or the numbers (.json).")
 RESULTS = typer.Argument(help="Folder of outcrop bench run with --users 1 and others, on one copy.")
 FIT_OUT = typer.Option(None, help="File for the copy, which the other commands take as --copy.")
-FLEET_TICK_S = 5.0  # a fleet plays many weeks of copies: a fifth of the decisions, copy-hours within 1 %
 POLICIES = ("outcrop", "knative", "queue", "all")
 
 
@@ -106,13 +106,13 @@ def simulate_traces(
     model, found = copy_of(copy), [read_trace(path).first(days) for path in traces]
     scaling = Scaling(min_copies=least, max_copies=most, keep_alive_s=keep_alive_s)
     rows: list[tuple[str, Result]] = []
-    with _progress(f"{sum(map(len, found))} requests") as tell:
+    with progress(f"{sum(map(len, found))} requests") as tell:
         if nodes:
             size = int(copy_gb * 1e9)
             tenants = [
                 Tenant(
                     trace=trace,
-                    rule=_live(model, cold_start_s, scaling, tick_s or FLEET_TICK_S),
+                    rule=live(model, cold_start_s, scaling, tick_s or FLEET_TICK_S),
                     copy=model,
                     cold_start_s=cold_start_s,
                     copy_bytes=size,
@@ -152,10 +152,10 @@ def cost(
     model, found = copy_of(copy), read_trace(trace).first(days)
     book = prices_of(prices, as_of, instance, proxy, units, own_copy_hour)
     scaling = Scaling(min_copies=least, max_copies=most, keep_alive_s=keep_alive_s)
-    with _progress(f"{len(found)} requests") as tell:
-        rule = _live(model, cold_start_s, scaling)
+    with progress(f"{len(found)} requests") as tell:
+        rule = live(model, cold_start_s, scaling)
         result = simulate(Tenant(trace=found, rule=rule, copy=model, cold_start_s=cold_start_s), tell)
-        peak = reserve or _reserved_for(found, model, result)
+        peak = reserve or activity.reserved_for(found, model, result)
     told = pricing.costs(result, book, peak)
     shares = pricing.load_duration(result)
     answer: dict[str, Any] = {
@@ -216,7 +216,7 @@ def advise_limits(
     found, model = read_trace(trace).first(days), copy_of(copy)
     level = advising.Level(slo_s=slo_s, slow_share=slow_share)
     book = prices_of(prices, as_of, "ml.g6e.xlarge", "ml.m5.large", units, own_copy_hour)
-    with _progress("candidates") as tell:
+    with progress("candidates") as tell:
         choices = advising.advise(
             found,
             model,
@@ -250,57 +250,14 @@ def advise_limits(
         raise typer.Exit(1)
 
 
-def copy_of(path: Path | None) -> CopyModel:
-    """The copy in *path*. Raises BadSetting."""
-    if path is None:
-        return CopyModel()
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=CopyModel)
-    except (OSError, msgspec.MsgspecError) as exc:
-        raise BadSetting(f"{path} is no copy of outcrop plan fit: {exc}.") from exc
-
-
-def prices_of(
-    paths: list[Path], as_of: str | None, instance: str, proxy: str, units: int, own: float | None
-) -> pricing.Prices:
-    """The prices of the books on that day."""
-    book, day = PriceBook.load(*paths), date.fromisoformat(as_of) if as_of else datetime.now(UTC).date()
-
-    def usd(item: str) -> float:
-        return float(book.need(item, region="us-east-1", as_of=day).usd)
-
-    entered = book.find(OWN_COPY_HOUR, region="us-east-1", as_of=day)
-    return pricing.Prices(
-        unit_minute=usd(CMU_V1),
-        unit_month=usd(CMU_MONTH),
-        copy_hour=usd(instance),
-        proxy_hour=usd(proxy),
-        own_copy_hour=own if own is not None else (float(entered.usd) if entered else None),
-        units=units,
-    )
-
-
-def _live(model: CopyModel, cold_start_s: float, scaling: Scaling, tick_s: float = TICK_S) -> Ours:
-    return Ours("outcrop", Params(interference=model.kappa), model, cold_start_s, scaling, tick_s=tick_s)
-
-
 def _rules(policy: str, model: CopyModel, cold_start_s: float, scaling: Scaling, tick_s: float) -> list[Rule]:
     most, kept = scaling.max_copies or 10, scaling.keep_alive_s
     rules: dict[str, Rule] = {
-        "outcrop": _live(model, cold_start_s, scaling, tick_s),
+        "outcrop": live(model, cold_start_s, scaling, tick_s),
         "knative": KnativeLike(model.slots, most, 300.0 if kept is None else kept),
         "queue": QueueThreshold(most, 300.0 if kept is None else kept),
     }
     return list(rules.values()) if policy == "all" else [rules[policy]]
-
-
-def _reserved_for(trace: Trace, model: CopyModel, scaled: Result) -> int:
-    """The least copies, always on, that keep no more requests waiting than scaling does."""
-    for copies in range(1, scaled.peak):
-        tenant = Tenant(trace=trace, rule=Always(copies), copy=model, cold_start_s=0.0)
-        if simulate(tenant).waited <= scaled.waited:
-            return copies
-    return max(1, scaled.peak)
 
 
 def _row(name: str, result: Result) -> dict[str, Any]:
@@ -357,12 +314,3 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as exc:
         raise BadSetting(f"{path} holds no records of outcrop bench: {exc}.") from exc
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Any]:
-    from rich.console import Console
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=1.0)
-        yield lambda share: bar.update(task, completed=share)

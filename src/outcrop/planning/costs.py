@@ -75,12 +75,14 @@ def load_duration(result: Result) -> list[float]:
     return [min(1.0, each / hours) for each in result.hours_at]
 
 
-def costs(result: Result, prices: Prices, peak: int | None = None) -> Costs:
+def costs(result: Result, prices: Prices, peak: int | None = None, hours: float | None = None) -> Costs:
     """The four ways for what *result* played. *peak*: copies to reserve; by default those that held the service level.
+
+    *hours*: of the period, where that is longer than the trace.
 
     Windows above the reserved slots are taken in proportion to the hours of those slots: an estimate.
     """
-    hours, shares = result.span_s / 3600, load_duration(result)
+    hours, shares = hours or result.span_s / 3600, load_duration(result)
     most = peak or result.peak
     fixed = prices.proxy_hour * hours + prices.unit_month * prices.units * hours / MONTH_H
     kept = sum(share > prices.break_even for share in shares)

@@ -116,12 +116,12 @@ def _parquet(path: Path) -> tuple[Numbers, Numbers, Numbers]:
 
 
 def _csv(path: Path) -> Iterable[Mapping[str, Any]]:
-    with _open(path) as file:
+    with open_text(path) as file:
         yield from csv.DictReader(file)
 
 
 def _json_lines(path: Path) -> Iterable[Mapping[str, Any]]:
-    with _open(path) as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
@@ -137,7 +137,8 @@ def _json_lines(path: Path) -> Iterable[Mapping[str, Any]]:
             yield row
 
 
-def _open(path: Path) -> IO[str]:
+def open_text(path: Path) -> IO[str]:
+    """*path* as text, unpacked where it ends in .gz."""
     opener: Callable[..., IO[str]] = gzip.open if path.suffix == ".gz" else open
     return opener(path, "rt", encoding="utf-8")
 

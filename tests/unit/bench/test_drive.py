@@ -15,7 +15,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from outcrop.awswire.eventstream import encode_chunk, encode_event, encode_exception, encode_message
-from outcrop.bench import report
+from outcrop.bench import crosscheck, report
 from outcrop.bench.drive import Driver, Record, Run, Shape, calibrated
 from outcrop.bench.endpoints import Ask, Bedrock, Heard, Keys, OpenAI, SageMaker
 from outcrop.bench.measures import interval, percentile, ratio, summary
@@ -253,3 +253,43 @@ def test_a_plot_of_nothing_and_of_names_with_signs_is_still_a_plot(tmp_path: Pat
         plot = Plot("t & <t>", "x", "y", lines, is_stepped=True)
         assert "<a>" not in svg(plot)
         png(plot, tmp_path / "plot.png")
+
+
+async def test_times_of_simulated_copies_are_told_at_the_calibration_s_pace_and_real_ones_are_not_stretched(
+    served: Callable[[Handler], Awaitable[str]],
+) -> None:
+    async def simulated(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.02)
+        usage = {"prompt_tokens": 1, "completion_tokens": 1}
+        answer = {"choices": [{"text": "x"}], "usage": usage}
+        return web.json_response(answer, headers={"x-outcrop-engine": "simulated"})
+
+    endpoint = OpenAI(await served(simulated), "m", "key", stream=False)
+    run = await Driver(endpoint, SHORT).run(Shape(users=2, requests=20, warm_s=0))
+    told = run.stretched(10)
+
+    assert run.engine == "simulated"
+    assert summary(told).p50.value == pytest.approx(10 * summary(run).p50.value)
+    assert summary(told).rpm == pytest.approx(summary(run).rpm / 10, rel=0.01)
+    assert summary(told).slip_p99_s == pytest.approx(summary(run).slip_p99_s)
+    assert summary(told).client_cpu_share == pytest.approx(summary(run).client_cpu_share)
+    assert summary(told).little == pytest.approx(summary(run).little or 0)
+    run.engine = ""
+    with pytest.raises(BadSetting, match="real engine's"):
+        run.stretched(10)
+    assert run.stretched(1).records == run.records
+
+
+def test_the_other_load_generator_is_read_in_our_units_and_its_failures_end_the_comparison() -> None:
+    told = {
+        "latency": {"average": 1500, "p50": 1400, "p90": 2000},
+        "duration": 30,
+        "errors": 0,
+        "timeouts": 0,
+        "non2xx": 0,
+        "2xx": 100,
+    }
+
+    assert crosscheck.read(told) == {"mean_s": 1.5, "p50_s": 1.4, "p90_s": 2.0, "rpm": 200}
+    with pytest.raises(SystemExit, match="2 requests"):
+        crosscheck.read({**told, "non2xx": 2})
