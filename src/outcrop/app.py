@@ -47,6 +47,7 @@ from outcrop.engines.tensorrt_llm import TensorRTLLM
 from outcrop.engines.vllm import Vllm
 from outcrop.errors import BadSetting
 from outcrop.importing.jobs import Importer
+from outcrop.importing.sources.writing import Buckets
 from outcrop.importing.weights import WeightStore, write_atomically
 from outcrop.launchers import machine
 from outcrop.launchers.local import LocalLauncher
@@ -65,6 +66,7 @@ from outcrop.serving.schedule import Scaling
 from outcrop.serving.starts import Tier
 from outcrop.settings import Settings
 from outcrop.telemetry import logs
+from outcrop.telemetry.invocation_log import InvocationLog
 from outcrop.telemetry.metric_table import SPANS_DROPPED, TASKS
 from outcrop.telemetry.metrics import Metrics
 from outcrop.telemetry.recorder import Recorder
@@ -129,6 +131,10 @@ async def running(settings: Settings, listener: socket.socket) -> AsyncIterator[
         )
         if traces is not None:
             metrics.watch(lambda: [(SPANS_DROPPED, (), traces.dropped)])
+        invocations = InvocationLog(Buckets(settings), region=settings.region, most_bytes=settings.invocation_log_bytes)
+        metrics.watch(invocations.readings)
+        for account, config in (await asyncio.to_thread(registry.attachments.all_logging)).items():
+            invocations.configure(account, config)
         catalogue.load(await asyncio.to_thread(registry.all_models))
         await asyncio.to_thread(sweep, settings.engine_work, await asyncio.to_thread(registry.model_ids))
         records = ServingRecords(registry)
@@ -194,6 +200,7 @@ async def running(settings: Settings, listener: socket.socket) -> AsyncIterator[
                 catalogue=catalogue,
                 fleet=fleet,
                 store=store,
+                invocations=invocations,
             ),
             runtime=BedrockRuntime(catalogue, generation),
             agents=BedrockAgentRuntime(catalogue, generation),
@@ -211,12 +218,15 @@ async def running(settings: Settings, listener: socket.socket) -> AsyncIterator[
             sagemaker=SageMakerDoor(sagemaker, sagemaker_runtime),
             observability=Observability(recorder=recorder, catalogue=catalogue, fleet=fleet),
             recorder=recorder,
+            invocations=invocations,
             max_body_bytes=settings.max_body_bytes,
             is_ready=lambda: is_ready,
         )
         if traces is not None:
             undo.push_async_callback(asyncio.to_thread, traces.close)
         undo.push_async_callback(_ended, asyncio.create_task(requests.run(), name="request-log"))
+        undo.push_async_callback(invocations.close)
+        undo.push_async_callback(_ended, asyncio.create_task(invocations.run(), name="invocation-log"))
         # Runs until after the fleet is closed, and writes what that counted.
         undo.push_async_callback(meter.flush, usage)
         metering = asyncio.create_task(meter.run(usage), name="meter")

@@ -111,6 +111,12 @@ class Settings(BaseSettings):
         description="Bytes of the files logs/requests.jsonl and .1, which keep more of them (`outcrop trace`); the "
         "oldest go first. 0 writes no file.",
     )
+    invocation_log_bytes: int = Field(
+        default=64 << 20,
+        ge=0,
+        description="Bytes of prompts and completions that may wait for the bucket of an account's invocation log "
+        "(PutModelInvocationLoggingConfiguration); what does not fit is lost and counted, and no request waits.",
+    )
     otlp_endpoint: str = Field(
         default="",
         pattern=r"^(https?://\S+)?$",

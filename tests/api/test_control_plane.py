@@ -216,10 +216,10 @@ def test_tags_of_what_does_not_exist_are_not_found(bedrock: Any) -> None:
         refused(lambda arn=arn: bedrock.untag_resource(resourceARN=arn, tagKeys=[]), "ResourceNotFoundException", 404)
 
 
-def test_the_invocation_logging_configuration_makes_the_round_trip(bedrock: Any) -> None:
+def test_the_invocation_logging_configuration_makes_the_round_trip(bedrock: Any, server: Server) -> None:
+    (server.home / "buckets" / "log-bucket").mkdir(parents=True, exist_ok=True)
     config = {
         "s3Config": {"bucketName": "log-bucket", "keyPrefix": "invocations"},
-        "cloudWatchConfig": {"logGroupName": "group", "roleArn": "arn:aws:iam::000000000000:role/logs"},
         "textDataDeliveryEnabled": True,
         "imageDataDeliveryEnabled": False,
     }

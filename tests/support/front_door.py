@@ -30,6 +30,7 @@ from outcrop.api.routes import Gateway
 from outcrop.awswire.eventstream import encode_chunk
 from outcrop.awswire.service import Router, Service
 from outcrop.settings import Settings
+from outcrop.telemetry.invocation_log import InvocationLog
 from outcrop.telemetry.metrics import Metrics
 from outcrop.telemetry.recorder import Recorder
 from outcrop.telemetry.request_log import RequestLog
@@ -76,6 +77,13 @@ class Runtime:
             self.open_streams -= 1
 
 
+class Refusing:
+    """A sink that nothing should reach."""
+
+    async def put(self, bucket: str, key: str, content: bytes) -> None:
+        raise AssertionError(key)
+
+
 class FrontDoor:
     """A gateway in a thread of its own; use as a context manager."""
 
@@ -111,6 +119,7 @@ class FrontDoor:
             "agents": SimpleNamespace(handlers={}),
             "sagemaker": SimpleNamespace(is_meant=lambda request: False),
             "recorder": Recorder(Metrics(), RequestLog(None, most_bytes=0, kept=10), slow_s=5),
+            "invocations": InvocationLog(Refusing(), region="us-east-1", most_bytes=0),
             "max_body_bytes": self.settings.max_body_bytes,
             "is_ready": lambda: True,
         }

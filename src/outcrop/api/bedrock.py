@@ -21,6 +21,7 @@ from outcrop.registry.records import ImportedModel, ImportJob
 from outcrop.registry.store import Registry
 from outcrop.serving.catalogue import Catalogue
 from outcrop.serving.fleet import Fleet
+from outcrop.telemetry.invocation_log import InvocationLog
 
 Handler = Callable[[Mapping[str, Any], Principal], Awaitable[dict[str, Any]]]
 UNITS_VERSION = "v1.0"
@@ -54,6 +55,7 @@ class Bedrock:
         catalogue: Catalogue,
         fleet: Fleet,
         store: WeightStore,
+        invocations: InvocationLog,
     ) -> None:
         self._region = region
         self._registry = registry
@@ -61,7 +63,7 @@ class Bedrock:
         self._catalogue = catalogue
         self._fleet = fleet
         self._store = store
-        resources = Resources(region=region, registry=registry)
+        resources = Resources(region=region, registry=registry, invocations=invocations)
         self.handlers: dict[str, Handler] = {
             **{name: getattr(self, method) for name, method in OPERATIONS.items()},
             **{name: getattr(resources, method) for name, method in bedrock_resources.OPERATIONS.items()},

@@ -1,6 +1,7 @@
 """What is attached to jobs, models and the account: tags, resource policies, invocation logging.
 
-Shapes are those of ``bedrock/2023-04-20``. Policies and the logging configuration are kept as they were put.
+Shapes are those of ``bedrock/2023-04-20``. Policies are kept as they were put; invocation logging
+begins when its configuration is.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any
 
 from outcrop.access.identities import Principal
 from outcrop.awswire.documents import decode_object
-from outcrop.errors import InvalidRequest, JobNotFound, ModelNotFound, ResourceNotFound, TooManyTags
+from outcrop.errors import InvalidRequest, JobNotFound, ModelNotFound, ResourceNotFound, ServiceError, TooManyTags
 from outcrop.ids import import_job_id, import_job_resource, imported_model_id, imported_model_resource, is_own_arn
 from outcrop.registry.attachments import MAX_TAGS, tag_map
 from outcrop.registry.store import Registry
+from outcrop.telemetry.invocation_log import InvocationLog
 
 # Operation -> method of Resources. The compatibility page is made from this.
 OPERATIONS = {
@@ -34,8 +36,9 @@ OPERATIONS = {
 class Resources:
     """Handlers by operation name; parameters are already parsed and validated against the service model."""
 
-    def __init__(self, *, region: str, registry: Registry) -> None:
+    def __init__(self, *, region: str, registry: Registry, invocations: InvocationLog) -> None:
         self._region = region
+        self._invocations = invocations
         self._registry = registry
         self._attachments = registry.attachments
 
@@ -81,7 +84,21 @@ class Resources:
         return {}
 
     async def put_logging(self, params: Mapping[str, Any], principal: Principal) -> dict[str, Any]:
-        await asyncio.to_thread(self._attachments.put_logging, principal.account, params["loggingConfig"])
+        """Raises InvalidRequest for what cannot be delivered: a bucket that cannot be written, CloudWatch Logs."""
+        config = params["loggingConfig"]
+        if "cloudWatchConfig" in config:
+            raise InvalidRequest(
+                "loggingConfig.cloudWatchConfig cannot be delivered: there is no CloudWatch Logs here. Leave it "
+                "out and give s3Config."
+            )
+        try:
+            await self._invocations.check(principal.account, config)
+        except ServiceError as exc:
+            raise InvalidRequest(
+                f"Failed to validate permissions for the bucket of loggingConfig.s3Config: {exc.message}"
+            ) from exc
+        await asyncio.to_thread(self._attachments.put_logging, principal.account, config)
+        self._invocations.configure(principal.account, config)
         return {}
 
     async def get_logging(self, params: Mapping[str, Any], principal: Principal) -> dict[str, Any]:
@@ -89,6 +106,7 @@ class Resources:
 
     async def delete_logging(self, params: Mapping[str, Any], principal: Principal) -> dict[str, Any]:
         await asyncio.to_thread(self._attachments.put_logging, principal.account, None)
+        self._invocations.configure(principal.account, None)
         return {}
 
     async def _taggable(self, arn: str, principal: Principal) -> str:

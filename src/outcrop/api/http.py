@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from outcrop.access.authenticate import merge
-from outcrop.errors import BodyTooLarge, MalformedBody
+from outcrop.errors import BodyTooLarge, MalformedBody, ServiceError
 from outcrop.telemetry.requests import RequestFacts
 
 Headers = list[tuple[str, str]]
@@ -33,6 +33,7 @@ class Request:
     __slots__ = (
         "_headers",
         "_receive",
+        "error",
         "facts",
         "headers",
         "method",
@@ -52,6 +53,7 @@ class Request:
         self.started = time.perf_counter()
         self.notes: list[tuple[str, str]] = []  # headers that its answer gets, whatever the answer is
         self.facts: RequestFacts | None = None  # of a request for inference
+        self.error: ServiceError | None = None  # what it is answered instead of what it asks for
         self._receive = receive
         self._headers: dict[str, str] | None = None
 

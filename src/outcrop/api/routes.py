@@ -20,6 +20,7 @@ from outcrop.api.bedrock_runtime import EVENT_STREAM, BedrockRuntime
 from outcrop.api.generation import Measured
 from outcrop.api.holding import patience
 from outcrop.api.http import ClientGone, Receive, Request, Response, Send, Stream, respond, while_connected
+from outcrop.api.invocation_capture import captured
 from outcrop.api.observability import Observability
 from outcrop.api.openai import OpenAI
 from outcrop.api.operations import Operations
@@ -31,6 +32,7 @@ from outcrop.awswire.parse import request as parse_request
 from outcrop.awswire.serialize import serialize_response
 from outcrop.awswire.service import Router
 from outcrop.errors import EngineFault, MalformedBody, NotFound, ServiceError, ServiceFault, UnknownOperation
+from outcrop.telemetry.invocation_log import InvocationLog
 from outcrop.telemetry.recorder import Recorder
 from outcrop.telemetry.requests import traceparent
 
@@ -60,6 +62,7 @@ class Gateway:
         sagemaker: SageMakerDoor,
         observability: Observability,
         recorder: Recorder,
+        invocations: InvocationLog,
         max_body_bytes: int,
         is_ready: Callable[[], bool],
     ) -> None:
@@ -74,6 +77,7 @@ class Gateway:
         self._sagemaker = sagemaker
         self._observability = observability
         self._recorder = recorder
+        self._invocations = invocations
         self._max_body_bytes = max_body_bytes
         self._is_ready = is_ready
 
@@ -115,13 +119,15 @@ class Gateway:
         handle = self._openai_route if is_openai else self._own_route if _is_own(path) else self._aws_route
         if is_sagemaker:
             handle = self._sagemaker.handle
-        await while_connected(request, self._answer(handle(request, path, body, principal), to_wire, request, send))
+        handled = handle(request, path, body, principal)
+        await while_connected(request, self._answer(handled, to_wire, request, body, send))
 
     async def _answer(
         self,
         handled: Awaitable[Response | Stream],
         to_wire: Callable[[ServiceError], Response],
         request: Request,
+        body: bytes,
         send: Send,
     ) -> None:
         response: Response | Stream
@@ -129,12 +135,12 @@ class Gateway:
             try:
                 response = await handled
             except ServiceError as exc:
-                response = to_wire(exc)
+                response, request.error = to_wire(exc), exc
                 if request.facts is not None:
                     request.facts.failed(exc, response.status)
             except Exception:
                 log.exception("a request hit a defect", request_id=request.request_id)
-                response = to_wire(_DEFECT)
+                response, request.error = to_wire(_DEFECT), _DEFECT
                 if request.facts is not None:
                     request.facts.failed(_DEFECT, response.status)
             if request.facts is not None:
@@ -143,6 +149,7 @@ class Gateway:
                     response.headers.append(("x-request-id", request.request_id))
                 if isinstance(response, Response):  # before the caller has it, so that it can be asked for at once
                     self._recorder.end(request.facts)
+                response = captured(self._invocations, request, body, response)
             await self._send(response, request, send)
         finally:
             if request.facts is not None:

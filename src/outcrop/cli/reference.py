@@ -52,7 +52,8 @@ NOTES = {
     "GetModelImportJob": "by ARN or name; one that does not exist is a ResourceNotFoundException.",
     "ListImportedModels": "`nameContains` ignores case. A token is good for the filters it was made with.",
     "ListModelImportJobs": "`nameContains` ignores case. A token is good for the filters it was made with.",
-    "PutModelInvocationLoggingConfiguration": "kept per account; no invocation log is written yet.",
+    "PutModelInvocationLoggingConfiguration": "per account, to buckets of the home or of an "
+    "object store; `cloudWatchConfig` is refused by name.",
     "PutResourcePolicy": "for imported models; kept, not evaluated yet.",
     "TagResource": "import jobs and imported models, 50 tags each.",
 }

@@ -92,6 +92,11 @@ class Attachments:
         with self._engine.connect() as db:
             return db.execute(query).scalar_one_or_none()
 
+    def all_logging(self) -> dict[str, dict[str, Any]]:
+        """Every invocation logging configuration, by account."""
+        with self._engine.connect() as db:
+            return {row.account: row.config for row in db.execute(sa.select(invocation_logging))}
+
     def put_logging(self, account: str, config: Mapping[str, Any] | None) -> None:
         """Replace the configuration of *account*; None deletes it."""
         with self._engine.begin() as db:

@@ -106,6 +106,37 @@ LIVE = Row("outcrop_requests_live", Kind.GAUGE, "Inference requests under way, w
 TASKS = Row("outcrop_tasks", Kind.GAUGE, "Tasks of the server's event loop; flat under steady load.", ())
 RECORDS_DROPPED = Row("outcrop_request_records_dropped", Kind.COUNTER, "Request records that could not be written.", ())
 SPANS_DROPPED = Row("outcrop_traces_dropped", Kind.COUNTER, "Traces given up because the exporter was behind.", ())
+INVOCATION_LOGS = Row(
+    "outcrop_invocation_logs_delivered",
+    Kind.COUNTER,
+    "Invocation log records that a bucket has.",
+    (),
+    "ModelInvocationLogsS3DeliverySuccess",
+)
+INVOCATION_LOGS_LOST = Row(
+    "outcrop_invocation_logs_lost",
+    Kind.COUNTER,
+    "Invocation log records lost: no room while they waited, or the bucket refused them.",
+    (),
+    "ModelInvocationLogsS3DeliveryFailure",
+)
+INVOCATION_LOG_BODIES = Row(
+    "outcrop_invocation_log_bodies_delivered",
+    Kind.COUNTER,
+    "Large bodies of invocation logs that a bucket has.",
+    (),
+    "ModelInvocationLargeDataS3DeliverySuccess",
+)
+INVOCATION_LOG_BODIES_LOST = Row(
+    "outcrop_invocation_log_bodies_lost",
+    Kind.COUNTER,
+    "Large bodies of invocation logs that the bucket refused.",
+    (),
+    "ModelInvocationLargeDataS3DeliveryFailure",
+)
+INVOCATION_LOG_WAITING = Row(
+    "outcrop_invocation_log_waiting_bytes", Kind.GAUGE, "Bodies that wait for their bucket.", ()
+)
 BUILD = Row("outcrop_build_info", Kind.GAUGE, "Always 1; the version of this server.", ("version",))
 
 TABLE = tuple(row for row in list(globals().values()) if isinstance(row, Row))

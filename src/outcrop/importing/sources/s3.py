@@ -125,6 +125,10 @@ class S3Source:
 
         return await self._try(file.name, get)
 
+    async def write(self, name: str, content: bytes) -> None:
+        """Put one object of that name. Raises what ``read`` raises."""
+        await self._try(name, lambda store: obstore.put_async(store, self._key(name), content))
+
     async def aclose(self) -> None:
         self._open = None
 
