@@ -17,12 +17,15 @@ import msgspec
 import structlog
 import uvloop
 
+from outcrop.access.audit_log import AuditLog, load_key
 from outcrop.access.authenticate import Authenticator
 from outcrop.access.bootstrap import Credentials, load_or_create
 from outcrop.api.admin import Admin
+from outcrop.api.audit_trail import AuditTrail
 from outcrop.api.bedrock import Bedrock
 from outcrop.api.bedrock_agent_runtime import BedrockAgentRuntime
 from outcrop.api.bedrock_runtime import BedrockRuntime
+from outcrop.api.client_address import ClientAddress
 from outcrop.api.generation import Generation
 from outcrop.api.listening import listening
 from outcrop.api.observability import Observability
@@ -67,7 +70,7 @@ from outcrop.serving.starts import Tier
 from outcrop.settings import Settings
 from outcrop.telemetry import logs
 from outcrop.telemetry.invocation_log import InvocationLog
-from outcrop.telemetry.metric_table import SPANS_DROPPED, TASKS
+from outcrop.telemetry.metric_table import AUDIT_LOST, AUDIT_RECORDS, SPANS_DROPPED, TASKS
 from outcrop.telemetry.metrics import Metrics
 from outcrop.telemetry.recorder import Recorder
 from outcrop.telemetry.request_log import RequestLog
@@ -185,6 +188,10 @@ async def running(settings: Settings, listener: socket.socket) -> AsyncIterator[
         sagemaker = SageMaker(region=settings.region, records=sagemaker_records, endpoints=endpoints)
         sagemaker_runtime = SageMakerRuntime(endpoints, sagemaker_records)
         is_ready = False
+        router = Router([Service("bedrock"), Service("bedrock-runtime"), Service("bedrock-agent-runtime")])
+        audit = await asyncio.to_thread(_audit_log, settings)
+        if audit is not None:
+            metrics.watch(lambda: [(AUDIT_RECORDS, (), audit.written), (AUDIT_LOST, (), audit.lost)])
         gateway = Gateway(
             authenticator=Authenticator(
                 credentials.store(),
@@ -192,7 +199,7 @@ async def running(settings: Settings, listener: socket.socket) -> AsyncIterator[
                 now=lambda: datetime.now(UTC),
                 services=("bedrock", "sagemaker"),
             ),
-            router=Router([Service("bedrock"), Service("bedrock-runtime"), Service("bedrock-agent-runtime")]),
+            router=router,
             bedrock=Bedrock(
                 region=settings.region,
                 registry=registry,
@@ -219,9 +226,14 @@ async def running(settings: Settings, listener: socket.socket) -> AsyncIterator[
             observability=Observability(recorder=recorder, catalogue=catalogue, fleet=fleet),
             recorder=recorder,
             invocations=invocations,
+            audit=AuditTrail(audit, router=router, region=settings.region, account=settings.account),
+            addresses=ClientAddress(settings.trusted_proxies),
             max_body_bytes=settings.max_body_bytes,
             is_ready=lambda: is_ready,
         )
+        if audit is not None:
+            undo.push_async_callback(asyncio.to_thread, audit.close)
+            undo.push_async_callback(_ended, asyncio.create_task(audit.run(), name="audit"))
         if traces is not None:
             undo.push_async_callback(asyncio.to_thread, traces.close)
         undo.push_async_callback(_ended, asyncio.create_task(requests.run(), name="request-log"))
@@ -295,6 +307,21 @@ def _traces(settings: Settings) -> Traces | None:
     from outcrop.telemetry.traces import Traces
 
     return Traces(settings.otlp_endpoint, sample=settings.otlp_sample)
+
+
+def _audit_log(settings: Settings) -> AuditLog | None:
+    """The audit log, its chain's end found and mended; None where it is switched off. Raises BadSetting."""
+    if not settings.audit:
+        return None
+    key = load_key(settings.audit_key, create=settings.audit_key_file is None)
+    return AuditLog(
+        settings.audit_folder,
+        key,
+        file_bytes=settings.audit_file_bytes,
+        keep_days=settings.audit_keep_days,
+        most_bytes=settings.audit_bytes,
+        account=settings.account,
+    )
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -111,6 +111,32 @@ class Settings(BaseSettings):
         description="Bytes of the files logs/requests.jsonl and .1, which keep more of them (`outcrop trace`); the "
         "oldest go first. 0 writes no file.",
     )
+    audit: bool = Field(
+        default=True,
+        description="Record every call in the audit log (`outcrop audit`): who, from where, what, refused or not; "
+        "never a prompt.",
+    )
+    audit_key_file: Path | None = Field(
+        default=None,
+        description="File of the audit log's key, 64 hexadecimal digits, mode 0600. Unset: audit.key of the home, made "
+        "on first use. Kept elsewhere, a copy of the home cannot be used to forge the log.",
+    )
+    audit_file_bytes: int = Field(
+        default=64 << 20, ge=10_000, description="Size in bytes from which a new file of the audit log is begun."
+    )
+    audit_keep_days: float = Field(
+        default=90, ge=0, description="Days after which whole files of the audit log are removed; 0 keeps them."
+    )
+    audit_bytes: int = Field(
+        default=10 << 30,
+        ge=0,
+        description="Bytes of the audit log from which the oldest files are removed earlier; 0 sets no limit.",
+    )
+    trusted_proxies: list[str] = Field(
+        default=[],
+        description="Addresses or networks of proxies in front, whose `X-Forwarded-For` is believed (JSON: "
+        '`["10.0.0.0/8"]`). Of all others the address is that of the connection.',
+    )
     invocation_log_bytes: int = Field(
         default=64 << 20,
         ge=0,
@@ -363,6 +389,14 @@ class Settings(BaseSettings):
     @property
     def logs(self) -> Path:
         return self.home / "logs"
+
+    @property
+    def audit_folder(self) -> Path:
+        return self.logs / "audit"
+
+    @property
+    def audit_key(self) -> Path:
+        return self.audit_key_file or self.home / "audit.key"
 
     @property
     def run(self) -> Path:

@@ -22,8 +22,10 @@ from botocore.config import Config
 
 from outcrop.access.authenticate import Authenticator
 from outcrop.access.identities import AccessKey, BearerKey, MemoryCredentials, Principal
+from outcrop.api.audit_trail import AuditTrail
 from outcrop.api.bedrock_runtime import EVENT_STREAM
 from outcrop.api.claims import opened
+from outcrop.api.client_address import ClientAddress
 from outcrop.api.http import Response, Stream
 from outcrop.api.listening import listening
 from outcrop.api.routes import Gateway
@@ -120,6 +122,8 @@ class FrontDoor:
             "sagemaker": SimpleNamespace(is_meant=lambda request: False),
             "recorder": Recorder(Metrics(), RequestLog(None, most_bytes=0, kept=10), slow_s=5),
             "invocations": InvocationLog(Refusing(), region="us-east-1", most_bytes=0),
+            "audit": AuditTrail(None, router=Router([]), region="us-east-1", account=""),
+            "addresses": ClientAddress([]),
             "max_body_bytes": self.settings.max_body_bytes,
             "is_ready": lambda: True,
         }

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 from outcrop.access.authenticate import merge
+from outcrop.access.identities import Principal
 from outcrop.errors import BodyTooLarge, MalformedBody, ServiceError
 from outcrop.telemetry.requests import RequestFacts
 
@@ -27,20 +28,34 @@ _DISCARD_BYTES = 100_000_000  # read and drop this much of a refused body, so th
 _STALL_S = 60  # longest wait for the next part of a body
 
 
+@dataclass(slots=True)
+class Called:
+    """Which operation of which service (as CloudTrail names it) a request is; *answer*: what it was told, if a dict."""
+
+    source: str
+    name: str
+    params: Mapping[str, Any]
+    answer: Mapping[str, Any] | None = None
+
+
 class Request:
     """One HTTP request. Header names are lower case; *raw_path* is as it came over the wire."""
 
     __slots__ = (
         "_headers",
         "_receive",
+        "called",
         "error",
         "facts",
         "headers",
+        "is_audited",
         "method",
         "notes",
+        "principal",
         "query",
         "raw_path",
         "request_id",
+        "source_ip",
         "started",
     )
 
@@ -53,6 +68,10 @@ class Request:
         self.started = time.perf_counter()
         self.notes: list[tuple[str, str]] = []  # headers that its answer gets, whatever the answer is
         self.facts: RequestFacts | None = None  # of a request for inference
+        self.source_ip: str = (scope.get("client") or ("", 0))[0]
+        self.principal: Principal | None = None  # once it was verified
+        self.called: Called | None = None
+        self.is_audited = False
         self.error: ServiceError | None = None  # what it is answered instead of what it asks for
         self._receive = receive
         self._headers: dict[str, str] | None = None

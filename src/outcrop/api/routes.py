@@ -14,9 +14,11 @@ import structlog
 from outcrop.access.authenticate import Authenticator
 from outcrop.access.identities import Principal
 from outcrop.api.admin import Admin
+from outcrop.api.audit_trail import BEDROCK, AuditTrail, named
 from outcrop.api.bedrock import Bedrock
 from outcrop.api.bedrock_agent_runtime import BedrockAgentRuntime
 from outcrop.api.bedrock_runtime import EVENT_STREAM, BedrockRuntime
+from outcrop.api.client_address import ClientAddress
 from outcrop.api.generation import Measured
 from outcrop.api.holding import patience
 from outcrop.api.http import ClientGone, Receive, Request, Response, Send, Stream, respond, while_connected
@@ -63,6 +65,8 @@ class Gateway:
         observability: Observability,
         recorder: Recorder,
         invocations: InvocationLog,
+        audit: AuditTrail,
+        addresses: ClientAddress,
         max_body_bytes: int,
         is_ready: Callable[[], bool],
     ) -> None:
@@ -78,6 +82,8 @@ class Gateway:
         self._observability = observability
         self._recorder = recorder
         self._invocations = invocations
+        self._audit = audit
+        self._addresses = addresses
         self._max_body_bytes = max_body_bytes
         self._is_ready = is_ready
 
@@ -85,14 +91,18 @@ class Gateway:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
+        request.source_ip = self._addresses.of(request.source_ip, request.header_map())
         try:
             await self._serve(request, request.sender(send))
         except ClientGone:
             return
+        finally:
+            self._audit.record(request, unanswered="ClientDisconnected")  # recorded already where it was answered
 
     async def _serve(self, request: Request, send: Send) -> None:
         path = request.raw_path.decode("latin-1")
         if path in ("/healthz", "/readyz"):
+            request.is_audited = True  # there is nothing to tell
             is_well = path == "/healthz" or self._is_ready()
             await respond(Response(200 if is_well else 503, _HEALTH, b"ok" if is_well else b"starting"), "-", send)
             return
@@ -110,12 +120,17 @@ class Gateway:
             body = await request.body(self._max_body_bytes)
             principal = self._authenticator.verify(claim, request.method, request.raw_path, request.query, body)
         except ServiceError as exc:
+            request.error = exc
+            self._audit.record(request)
             await respond(to_wire(exc), request.request_id, send)
             return
         except ClientGone:  # or it only closed its half, and hears this
             cut_off = MalformedBody("The request body ended before it was complete. Send all of its content-length.")
+            request.error = cut_off
+            self._audit.record(request)
             await respond(to_wire(cut_off), request.request_id, send)
             return
+        request.principal = principal
         handle = self._openai_route if is_openai else self._own_route if _is_own(path) else self._aws_route
         if is_sagemaker:
             handle = self._sagemaker.handle
@@ -150,6 +165,7 @@ class Gateway:
                 if isinstance(response, Response):  # before the caller has it, so that it can be asked for at once
                     self._recorder.end(request.facts)
                 response = captured(self._invocations, request, body, response)
+            self._audit.record(request)
             await self._send(response, request, send)
         finally:
             if request.facts is not None:
@@ -178,6 +194,7 @@ class Gateway:
         if not is_served and operation.name not in REFUSED_FOR_IMPORTED_MODELS:
             raise refusal(operation.name, {})
         params = parse_request(operation, labels, request.query.decode("latin-1"), request.header_map(), body)
+        called = named(request, BEDROCK, operation.name, params)
         if not is_served:
             raise refusal(operation.name, params)
         if inference is not None:
@@ -191,7 +208,8 @@ class Gateway:
                 return answer
             extra = [("x-outcrop-gateway-ms", f"{measured.gateway_ms():.3f}")]
         else:
-            answer, extra = await self._bedrock.handlers[operation.name](params, principal), []
+            called.answer = answer = await self._bedrock.handlers[operation.name](params, principal)
+            extra = []
         status, headers, payload = serialize_response(operation, answer)
         return Response(status, [*headers, *extra], payload)
 

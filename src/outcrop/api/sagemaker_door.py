@@ -10,6 +10,7 @@ import msgspec
 
 from outcrop.access.identities import Principal
 from outcrop.api import sagemaker, sagemaker_runtime
+from outcrop.api.audit_trail import SAGEMAKER, named
 from outcrop.api.http import Request, Response, Stream
 from outcrop.api.sagemaker import SageMaker
 from outcrop.api.sagemaker_runtime import SageMakerRuntime
@@ -48,13 +49,15 @@ class SageMakerDoor:
                 raise UnknownOperation(f"No operation is bound to {request.method} {path[:200]}.")
             operation, labels = match
             params = parse_request(operation, labels, request.query.decode("latin-1"), request.header_map(), body)
+            named(request, SAGEMAKER, operation.name, params)
             return await self._runtime.handlers[operation.name](params, principal, request.header_map())
         name = _target(request).removeprefix(_PREFIX)
         if name not in self._control.handlers:
             raise UnknownOperation(f"SageMaker's {name[:100]} is not implemented; see docs/reference/compatibility.md.")
         operation = (await asyncio.to_thread(_operations))[name]
         params = parse_request(operation, {}, "", {}, body)
-        answer = await self._control.handlers[name](params, principal)
+        called = named(request, SAGEMAKER, name, params)
+        called.answer = answer = await self._control.handlers[name](params, principal)
         status, _, payload = serialize_response(operation, answer)
         return Response(status, _JSON_11, payload)
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "status": ("status", "status"),
     "top": ("top", "top"),
     "trace": ("trace", "trace"),
+    "audit": ("audit", "app"),
     "env": ("status", "env"),
     "bench": ("bench", "app"),
     "plan": ("plan", "app"),

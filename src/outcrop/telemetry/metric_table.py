@@ -106,6 +106,8 @@ LIVE = Row("outcrop_requests_live", Kind.GAUGE, "Inference requests under way, w
 TASKS = Row("outcrop_tasks", Kind.GAUGE, "Tasks of the server's event loop; flat under steady load.", ())
 RECORDS_DROPPED = Row("outcrop_request_records_dropped", Kind.COUNTER, "Request records that could not be written.", ())
 SPANS_DROPPED = Row("outcrop_traces_dropped", Kind.COUNTER, "Traces given up because the exporter was behind.", ())
+AUDIT_RECORDS = Row("outcrop_audit_records", Kind.COUNTER, "Audit records that were written.", ())
+AUDIT_LOST = Row("outcrop_audit_records_lost", Kind.COUNTER, "Audit records that could not be written.", ())
 INVOCATION_LOGS = Row(
     "outcrop_invocation_logs_delivered",
     Kind.COUNTER,

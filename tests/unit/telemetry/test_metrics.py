@@ -40,6 +40,8 @@ def test_every_row_of_the_table_is_exported_once_it_has_a_value() -> None:
     read = (
         table.RECORDS_DROPPED,
         table.SPANS_DROPPED,
+        table.AUDIT_RECORDS,
+        table.AUDIT_LOST,
         table.INVOCATION_LOGS,
         table.INVOCATION_LOGS_LOST,
         table.INVOCATION_LOG_BODIES,
