@@ -20,6 +20,7 @@ import uvloop
 from outcrop.access.audit_log import AuditLog, load_key
 from outcrop.access.authenticate import Authenticator
 from outcrop.access.bootstrap import Credentials, load_or_create
+from outcrop.access.weight_keys import WeightKeys
 from outcrop.api.admin import Admin
 from outcrop.api.audit_trail import AuditTrail
 from outcrop.api.bedrock import Bedrock
@@ -67,6 +68,7 @@ from outcrop.serving.endpoints import Endpoints
 from outcrop.serving.fleet import Fleet
 from outcrop.serving.schedule import Scaling
 from outcrop.serving.starts import Tier
+from outcrop.serving.unsealed import Unsealer
 from outcrop.settings import Settings
 from outcrop.telemetry import logs
 from outcrop.telemetry.invocation_log import InvocationLog
@@ -141,6 +143,7 @@ async def running(settings: Settings, listener: socket.socket) -> AsyncIterator[
         catalogue.load(await asyncio.to_thread(registry.all_models))
         await asyncio.to_thread(sweep, settings.engine_work, await asyncio.to_thread(registry.model_ids))
         records = ServingRecords(registry)
+        keys = WeightKeys(settings.weight_keys, settings.region)
         fleet = Fleet(
             engines,
             LocalLauncher(settings.run / "copies"),
@@ -152,6 +155,7 @@ async def running(settings: Settings, listener: socket.socket) -> AsyncIterator[
             gpus=len(hardware.gpus),
             events=metrics,
             meter=meter,
+            unsealer=Unsealer(keys),
         )
         metrics.watch(lambda: fleet.readings(catalogue.by_id()))
         metrics.watch(lambda: [(TASKS, (), len(asyncio.all_tasks()))])
@@ -175,6 +179,7 @@ async def running(settings: Settings, listener: socket.socket) -> AsyncIterator[
             spec=catalogue.spec,
             on_model=on_model,
             on_withdrawn=on_withdrawn,
+            keys=keys,
         )
         fleet.brings_back_with(importer.bucket.bring_back)
         generation = Generation(fleet, settings, recorder)

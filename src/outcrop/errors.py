@@ -22,7 +22,7 @@
         │   ├── SourceRefused          SourceMissing, SourceDenied, SourceChanged
         │   └── UnknownOperation
         ├── Passing                    will pass if retried: ModelNotReady, Throttled, ShuttingDown
-        └── Faulty                     what the engine or the machine did: EngineFault, EngineTimeout,
+        └── Faulty                     what the engine or the machine did: EngineFault (KeyUnavailable), EngineTimeout,
                                        StorageFull, SourceUnavailable, ServiceFault
 
 No class knows HTTP: the tables are in ``api/``, read along the class tree (``wire_error``), and a test fails when
@@ -207,6 +207,10 @@ class EngineFault(Faulty):
         super().__init__(message)
         self.engine_status = engine_status
         self.resource_name = resource_name
+
+
+class KeyUnavailable(EngineFault):
+    """The key that the model's weights are encrypted with is gone, disabled or another one."""
 
 
 class EngineTimeout(Faulty):

@@ -287,6 +287,13 @@ class Settings(BaseSettings):
         description="The simulated engine (TOML: `[simulated]`; variable: JSON): `calibration` (a name or a file), "
         "`start_s`, `seed`, `speedup`. See the how-to on engines.",
     )
+    weight_keys: dict[str, str] = Field(
+        default={},
+        description="Keys that weights are encrypted with at rest, by the name that `importedModelKmsKeyId` gives "
+        "(ARN, `alias/…`, id), `default` for imports that name none, `*` for any other (TOML: table; variable: JSON). "
+        "Each is `file:PATH` or `env:VARIABLE` (32 bytes in base64 or hexadecimal), or `command:PROGRAM` of a key "
+        "service. Without any, weights are not encrypted. See the how-to on encryption.",
+    )
     max_context_tokens: int = Field(
         default=0, ge=0, description="Cap on a model's context in tokens; 0 takes the checkpoint's own."
     )

@@ -112,7 +112,9 @@ class FakeLauncher:
         self.starting = 0
         self.most_starting = 0
 
-    async def start(self, argv: Sequence[str], line: bytes, log: Path, deadline_s: float) -> FakeProcess:
+    async def start(
+        self, argv: Sequence[str], line: bytes, log: Path, deadline_s: float, *, pass_fds: tuple[int, ...] = ()
+    ) -> FakeProcess:
         self.started += 1
         self.starting += 1
         self.most_starting = max(self.most_starting, self.starting)

@@ -133,7 +133,7 @@ class Bedrock:
             "jobName": model.job_name,
             "jobArn": job_arn,
             "modelDataSource": {"s3DataSource": {"s3Uri": model.s3_uri}},
-            "modelKmsKeyArn": self._kms_key_arn(job),
+            "modelKmsKeyArn": model.facts.get("weight_key") or self._kms_key_arn(job),
             "customModelUnits": {
                 "customModelUnitsPerModelCopy": model.model_units,
                 "customModelUnitsVersion": UNITS_VERSION,

@@ -15,6 +15,7 @@ ITEM_BYTES = {
     "U64": 8, "U32": 4, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
 }  # fmt: skip
 MAX_HEADER_BYTES = 100_000_000
+_OPCODES = (b"\x95", b"(", b"}", b"]", b")", b"c", b"\x8c", b"X", b"\x8a")  # that pickles of values begin with
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,12 @@ class _Entry(msgspec.Struct):
 
 def parse_header(file: str, head: bytes, size: int) -> Mapping[str, TensorInfo]:
     """Tensors of *file* from its first bytes *head*, checked against the file's *size*. Raises CheckpointRejected."""
+    if disguise := _disguise(head):
+        raise _broken(
+            file,
+            f"{file} is {disguise} under the name of a safetensors file. Such files are never opened: loading one can "
+            "run code. Save the weights with safetensors and upload them again.",
+        )
     length = int.from_bytes(head[:8], "little") if len(head) >= 8 else -1
     if length > MAX_HEADER_BYTES:
         raise _broken(file, f"{file} is not a safetensors file: its header would take {length} bytes. Upload it again.")
@@ -72,6 +79,30 @@ def parse_header(file: str, head: bytes, size: int) -> Mapping[str, TensorInfo]:
             f"({state}). Upload it again.",
         )
     return tensors
+
+
+# First bytes: PyTorch's format is a zip of pickles; a pickle of protocol 2 to 5 begins with \x80 and its number, and
+# then a frame, a mark, an empty dict, list or tuple, or a global. No header of a safetensors file is that long.
+_DISGUISES = (
+    (b"PK\x03\x04", "a zip archive (PyTorch's own format)"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ", "an xz archive"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x93NUMPY", "a NumPy file"),
+    *((b"\x80" + bytes([protocol]) + opcode, "a pickle") for protocol in (2, 3, 4, 5) for opcode in _OPCODES),
+)
+
+
+def _disguise(head: bytes) -> str | None:
+    """What *head* begins, when it is a known format that is no safetensors."""
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    plausible = int.from_bytes(head[:8], "little") <= MAX_HEADER_BYTES and head[8:9] == b"{"
+    return None if plausible else next((name for magic, name in _DISGUISES if head.startswith(magic)), None)
 
 
 def _broken(file: str, message: str, tensor: str | None = None) -> CheckpointRejected:

@@ -18,8 +18,9 @@ DTYPES = ("F32", "F16", "BF16")
 def read_tensors(files: CheckpointFiles) -> dict[str, tuple[str, TensorInfo]]:
     """Every tensor of the shards that transformers would read: the index's, else ``model.safetensors``, else all."""
     if not files.headers:
-        old = " (*.bin files are not read)" if any(name.endswith(".bin") for name in files.sizes) else ""
-        raise CheckpointRejected.of(f"No *.safetensors file was found{old}. Upload the weights as safetensors.", "")
+        raise CheckpointRejected.of(
+            f"No *.safetensors file was found{_instead(files.sizes)}. Upload the weights as safetensors.", ""
+        )
     shards = [WHOLE] if WHOLE in files.headers else sorted(files.headers)
     if INDEX in files.texts:
         weight_map = read_json(files, INDEX, "Write the checkpoint again.").get("weight_map")
@@ -47,6 +48,15 @@ def read_tensors(files: CheckpointFiles) -> dict[str, tuple[str, TensorInfo]]:
     if problems:
         raise CheckpointRejected(problems)
     return tensors
+
+
+def _instead(names: Iterable[str]) -> str:
+    """What was uploaded that is not read, and why."""
+    found = list(names)
+    if any(name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl")) for name in found):
+        return " (*.bin, *.pt and other pickles are not read: loading one can run code)"
+    archives = [name for name in found if name.endswith((".tar", ".gz", ".tgz", ".zip", ".zst", ".xz", ".bz2", ".7z"))]
+    return f" (archives such as {archives[0]} are not unpacked)" if archives else ""
 
 
 def tensor_problems(

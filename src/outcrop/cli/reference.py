@@ -45,8 +45,9 @@ NOTES = {
     "Converse": "for every model with a chat template, also where AWS has none of it (Qwen).",
     "ConverseStream": "as Converse.",
     "CreateModelImportJob": "a known `clientRequestToken` gives the first job, whatever else is asked. A name that is "
-    "taken is a ConflictException. `vpcConfig` and `importedModelKmsKeyId` are kept and given back; there is no "
-    "network or key service behind them, and weights are not encrypted with that key.",
+    "taken is a ConflictException. `vpcConfig` is kept and given back; there is no network behind it. "
+    "`importedModelKmsKeyId` encrypts the weights where the server has keys (`OUTCROP_WEIGHT_KEYS`), and is a "
+    "ValidationException when it is none of them; a server without keys keeps it, gives it back and encrypts nothing.",
     "DeleteImportedModel": "running requests end, new ones get ResourceNotFoundException at once.",
     "GetImportedModel": "by ARN or name; one that does not exist is a ResourceNotFoundException.",
     "GetModelImportJob": "by ARN or name; one that does not exist is a ResourceNotFoundException.",

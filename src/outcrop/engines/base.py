@@ -41,6 +41,7 @@ class CopySpec(Struct, frozen=True):
     start_s: float = 0.0  # what the engine's own start is known to take, beside the weights; deadlines allow for it
     pooling: str | None = None  # last, mean or cls: the copy gives embeddings
     normalizes: bool = True  # its vectors have unit length
+    is_sealed: bool = False  # the artefact is encrypted, and opened in memory for each start
     weights: str = ""  # the same for models that were made from the same files, whose artefact is one file
 
     @property

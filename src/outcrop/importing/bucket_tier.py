@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from outcrop.checkpoints.engines import LLAMA_CPP, Available
-from outcrop.errors import EngineFault, SourceChanged
+from outcrop.errors import EngineFault, InvalidRequest, SourceChanged
 from outcrop.importing.choices import Choices
 from outcrop.importing.conversion import convert
 from outcrop.importing.disk import DiskLedger
@@ -53,6 +53,10 @@ class BucketTier:
 
     async def check(self, model: ImportedModel) -> None:
         """Raise SourceChanged, or what the source raises, unless it still serves what was imported."""
+        if model.facts.get("weight_key"):
+            raise InvalidRequest(
+                f"{model.model_name} cannot be evicted: its weights are encrypted, and would come back in the clear."
+            )
         files = await in_thread(self._store.fetched, self._store.model(model.model_id))
         if files is None:
             return  # given up already

@@ -22,12 +22,15 @@ ASKED = "What is the capital of France?"
 @asynccontextmanager
 async def chat_probe() -> AsyncIterator[Render]:
     """A process that is ready to render by the time a template is known; it ends with the context."""
+    from outcrop.launchers.local import inherited  # the child itself does without
+
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-P", "-m", "outcrop.importing.chat_probe"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
+        env=inherited(),
     )
 
     async def render(template: str, tokens: Mapping[str, str]) -> tuple[str | None, str | None]:

@@ -22,6 +22,7 @@ from typing import Any
 from outcrop.checkpoints.problems import CheckpointRejected
 from outcrop.errors import ServiceFault, StorageFull
 from outcrop.importing.weights import ARTIFACT, RECORD, write_atomically
+from outcrop.launchers.local import inherited
 
 REJECTED, NO_STORAGE = 3, 4  # exit codes of the converter
 
@@ -89,6 +90,7 @@ async def convert(
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        env=inherited(),
         limit=16 << 20,
     )
     try:

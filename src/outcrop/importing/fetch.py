@@ -22,10 +22,23 @@ WIDENED_UP_TO_BYTES = 1_000_000_000  # the converter widens models that are smal
 
 
 class Fetch:
-    """One run of one job's transfer; safe to repeat. *disk* promises the space."""
+    """One run of one job's transfer; safe to repeat. *disk* promises the space.
 
-    def __init__(self, store: WeightStore, transfer: Transfer, disk: DiskLedger, source: Source, job_id: str) -> None:
+    *shares*: its files become one with those of other models that have the same content.
+    """
+
+    def __init__(
+        self,
+        store: WeightStore,
+        transfer: Transfer,
+        disk: DiskLedger,
+        source: Source,
+        job_id: str,
+        *,
+        shares: bool = True,
+    ) -> None:
         self._store = store
+        self._shares = shares
         self._transfer = transfer
         self._disk = disk
         self._source = source
@@ -55,7 +68,8 @@ class Fetch:
                 brought = await self._transfer.bring(
                     self._source, file, target, tensors.get(file.name), heard, self._took
                 )
-                await in_thread(self._store.keep, target, brought.sha256)
+                if self._shares:
+                    await in_thread(self._store.keep, target, brought.sha256)
                 await self._note(brought)
 
         async with tasks() as group:
@@ -66,7 +80,7 @@ class Fetch:
 
     async def _reuse(self, wanted: list[SourceFile], heard: Callable[[int], None]) -> None:
         """Take files that an earlier try, or an earlier import of the same objects, has brought."""
-        known = await in_thread(self._store.known, self._source.uri)
+        known = await in_thread(self._store.known, self._source.uri) if self._shares else {}
         folder = await in_thread(self._store.prepare, self._job_id)
         for file in wanted:
             entry = self._notes.get(file.name)

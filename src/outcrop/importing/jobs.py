@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from outcrop.access.weight_keys import WeightKeys
 from outcrop.checkpoints.problems import CheckpointRejected
 from outcrop.engines.base import CopySpec
 from outcrop.engines.installed import Installed
@@ -28,6 +29,7 @@ from outcrop.importing.states import Phase, advance
 from outcrop.importing.steps import Steps
 from outcrop.importing.tasks import in_thread
 from outcrop.importing.transfer import Transfer
+from outcrop.importing.vault import Vault
 from outcrop.importing.weights import WeightStore
 from outcrop.registry.records import ImportedModel, ImportJob
 from outcrop.registry.store import Registry
@@ -57,6 +59,7 @@ class Importer:
         spec: Callable[[ImportedModel], CopySpec],
         on_model: Callable[[ImportedModel], None],
         on_withdrawn: Callable[[ImportedModel], Awaitable[None]],
+        keys: WeightKeys,
     ) -> None:
         usable = [engine for engine in engines if engine.is_usable]
         self._settings = settings
@@ -66,6 +69,7 @@ class Importer:
         self._transfer = Transfer(settings.transfer_buffer_bytes)
         self._disk = DiskLedger(settings.store, settings.store_spare_bytes)
         self._journal = Journal(registry)
+        self._vault = Vault(store, keys)
         self._steps = Steps(
             settings=settings,
             registry=registry,
@@ -75,6 +79,7 @@ class Importer:
             transfer=self._transfer,
             disk=self._disk,
             candidates=self._candidates,
+            vault=self._vault,
             spec=spec,
             on_model=on_model,
             on_withdrawn=on_withdrawn,
@@ -98,6 +103,7 @@ class Importer:
         models = await in_thread(self._registry.all_models)
         published = [model.model_id for model in models] + [job.model_id for job in jobs]
         await in_thread(self._store.sweep, [job.job_id for job in jobs], published)
+        await in_thread(self._vault.sweep, [job.job_id for job in jobs])
         for job in jobs:
             log.info("taking up an unfinished import job", job_id=job.job_id, phase=job.phase)
             self._start(job)
@@ -105,9 +111,10 @@ class Importer:
     async def submit(self, job: ImportJob) -> ImportJob:
         """Store *job* and start it, or give the earlier job of its token.
 
-        Raises InvalidRequest for a choice in its tags that is none, NameTaken, QuotaExceeded.
+        Raises InvalidRequest for a choice in its tags that is none or an unknown key, NameTaken, QuotaExceeded.
         """
         choices = Choices.of(job.request)
+        self._vault.key_of(job)
         if choices.engine and choices.engine not in (usable := self._candidates.names):
             raise InvalidRequest(
                 f"The job tag {ENGINE_TAG} is {choices.engine!r}; the engines here are {', '.join(usable)}."

@@ -33,6 +33,7 @@ class Work:
     source: Source | None = None
     writing: asyncio.Future[None] | None = None
     reasons: Sequence[str] = ()  # why the engine that was chosen
+    key_arn: str | None = None  # the weights are encrypted with it
     is_committing: bool = False
     is_over: bool = False  # late progress of a thread is no news
     moved: dict[str, int] = field(default_factory=dict)  # bytes by stage (rates.py) of a job that began in this run

@@ -24,7 +24,7 @@ from outcrop.importing.candidates import Candidates
 from outcrop.importing.choices import QUANTISATION_TAG, Choices
 from outcrop.importing.conversion import Converted, artifact_key, convert
 from outcrop.importing.disk import DiskLedger
-from outcrop.importing.fetch import Fetch
+from outcrop.importing.fetch import Fetch, artifact_bytes
 from outcrop.importing.journal import Journal, Work
 from outcrop.importing.outcome import model_of, proof_complaint, proof_request, told_files
 from outcrop.importing.preflight import Preflight, preflight
@@ -37,10 +37,12 @@ from outcrop.importing.sources.folder import FolderSource
 from outcrop.importing.states import Phase, advance
 from outcrop.importing.tasks import in_thread
 from outcrop.importing.transfer import Transfer
+from outcrop.importing.vault import Vault
 from outcrop.importing.weights import WeightStore
 from outcrop.registry.records import ImportedModel, ImportJob
 from outcrop.registry.store import Registry
 from outcrop.serving.fleet import Fleet
+from outcrop.serving.unsealed import SUFFIX
 from outcrop.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -60,6 +62,7 @@ class Steps:
         transfer: Transfer,
         disk: DiskLedger,
         candidates: Candidates,
+        vault: Vault,
         spec: Callable[[ImportedModel], CopySpec],
         on_model: Callable[[ImportedModel], None],
         on_withdrawn: Callable[[ImportedModel], Awaitable[None]],
@@ -72,6 +75,7 @@ class Steps:
         self._transfer = transfer
         self._disk = disk
         self._candidates = candidates
+        self._vault = vault
         self._spec = spec
         self._on_model = on_model
         self._on_withdrawn = on_withdrawn
@@ -97,6 +101,11 @@ class Steps:
                 f"The job tag {QUANTISATION_TAG} packs weights for {LLAMA_CPP}; this model is for "
                 f"{engine or 'no engine'} here. Leave the tag out."
             )
+        if work.key_arn is not None and engine != LLAMA_CPP:
+            raise CheckpointRejected.of(
+                f"Encrypted weights are for {LLAMA_CPP}; this model is for {engine or 'no engine'} here. Import it "
+                "without importedModelKmsKeyId, or put it on that engine."
+            )
         if engine is None:
             work.is_committing = True
             await self._publish(work, model_of(job, checkpoint, engine, None, notes, scanned, reasons))
@@ -108,7 +117,7 @@ class Steps:
         await self._journal.enter(work, Phase.PROVING)
         model = model_of(job, checkpoint, engine, converted, notes, scanned, reasons)
         folder = await in_thread(self._whereabouts, job)
-        spec = structs.replace(self._spec(model), artifact=folder / "model.gguf")
+        spec = structs.replace(self._spec(model), artifact=folder / "model.gguf", is_sealed=False)
         probes = list(converted.probes) if converted else []
         proved = await self._fleet.prove(spec, proof_request(checkpoint), probes)
         found_out = {**model.facts, "proof": proved.measurements()}
@@ -117,11 +126,17 @@ class Steps:
         if proved.diagnosis:
             found_out["notes"] = [*model.facts["notes"], f"imported although {proved.diagnosis}"]
         work.is_committing = True  # from here on a cancellation would leave a model without its job, or half of one
+        if work.key_arn is not None:
+            found_out["weight_key"] = work.key_arn
+            model = replace(model, artifact=model.artifact + SUFFIX)
         await self._publish(work, replace(model, facts=found_out))
 
     async def _publish(self, work: Work, model: ImportedModel) -> None:
         job = work.job
-        await in_thread(self._store.publish, job.job_id, job.model_id)
+        if work.key_arn is not None:
+            await self._vault.publish(job, work.key_arn)
+        else:
+            await in_thread(self._store.publish, job.job_id, job.model_id)
         work.clock_phase()
         now = time.time()
         model = replace(model, created_at=now)
@@ -163,6 +178,9 @@ class Steps:
     async def _check(self, work: Work) -> Preflight:
         """The preflight; of the fetched files once everything was fetched, since the source may be gone by then."""
         job = work.job
+        work.key_arn = self._vault.key_of(job)
+        if work.key_arn is not None:
+            await in_thread(self._vault.reopen, job)
         folder = await in_thread(self._whereabouts, job)
         is_fetched = await in_thread(self._store.fetched, folder) is not None
         work.source = (
@@ -201,7 +219,11 @@ class Steps:
         if (files := await in_thread(self._store.fetched, folder)) is not None:
             return files
         assert work.source is not None
-        fetch = Fetch(self._store, self._transfer, self._disk, work.source, job.job_id)
+        shares = work.key_arn is None
+        if not shares:
+            needed = found.total_bytes + artifact_bytes(found.accepted())
+            await in_thread(self._vault.prepare, job.job_id, needed)
+        fetch = Fetch(self._store, self._transfer, self._disk, work.source, job.job_id, shares=shares)
         meter = Meter(found.total_bytes, time.monotonic())
 
         def heard(count: int) -> None:
@@ -220,7 +242,8 @@ class Steps:
         folder = await in_thread(self._whereabouts, work.job)
         digests = {name: entry["sha256"] for name, entry in files.items()}
         key = await in_thread(artifact_key, digests, choices.quantise, choices.pooling)
-        if await in_thread(self._store.reuse_artifact, key, folder):
+        shares = work.key_arn is None
+        if shares and await in_thread(self._store.reuse_artifact, key, folder):
             work.moved.pop(CONVERT, None)
         converted = await convert(
             folder,
@@ -228,5 +251,7 @@ class Steps:
             quantise=choices.quantise,
             pooling=choices.pooling,
         )
+        if not shares:
+            return converted
         await in_thread(self._store.keep_artifact, key, folder)
         return replace(converted, key=key)

@@ -5,7 +5,8 @@
     store/blobs/ab/ab12…      one file per content, read-only, named by its SHA-256
     store/artifacts/<key>/    what was converted for an engine: model.gguf, model.json, by what it was made from
     store/staging/<job>/      a job's work: checkpoint/<name>, files.json, model.gguf
-    store/models/<model>/     the same folder after its one rename; visible means whole
+    store/models/<model>/     the same folder after its one rename; visible means whole. Of an encrypted model:
+                              envelope.json, model.gguf.sealed, checkpoint/<name>.sealed (vault.py)
 
 A file of the same file system arrives by reflink (shared blocks, private to the store) or, where there are none, by
 hard link: no bytes move. A hard link shares its content with the source, so a source that is rewritten *in place*
@@ -135,8 +136,12 @@ class WeightStore:
             self.staging(job_id).rename(final)
             _sync_folder(final.parent)
 
+    def synced(self, folder: Path) -> None:
+        """Bring a rename within *folder* to the disk."""
+        _sync_folder(folder)
+
     def discard_job(self, job_id: str) -> None:
-        shutil.rmtree(self.staging(job_id), ignore_errors=True)
+        remove(self.staging(job_id))
 
     def remove_model(self, model_id: str) -> int:
         """Remove the model's folder and what nobody else uses; the bytes that came free."""
@@ -154,7 +159,7 @@ class WeightStore:
             for entry in (self.root / folder).iterdir():
                 if entry.name not in known:
                     freed += _bytes_only_here(entry.rglob("*"))
-                    shutil.rmtree(entry, ignore_errors=True)
+                    remove(entry)
         return freed + self.collect()
 
     def collect(self) -> int:
@@ -235,6 +240,15 @@ def link(source: Path, target: Path) -> bool:
     part.replace(target)
     part.unlink(missing_ok=True)
     return True
+
+
+def remove(folder: Path) -> None:
+    """Remove *folder* with all that is in it; of a link, what it leads to as well."""
+    if folder.is_symlink():
+        shutil.rmtree(folder.resolve(), ignore_errors=True)
+        folder.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -34,6 +34,11 @@ _LAST_LOG_BYTES = 2_000
 _KILL_WAIT_S = 10.0
 
 
+def inherited() -> dict[str, str]:
+    """What a child gets of this process's environment."""
+    return {k: v for k, v in os.environ.items() if k in _INHERITED or k.startswith(_INHERITED_PREFIXES)}
+
+
 class ProcessRecord(msgspec.Struct, frozen=True):
     """Enough to tell later whether a pid is still the process that was started."""
 
@@ -112,8 +117,16 @@ class LocalLauncher:
     def __init__(self, records: Path | None = None) -> None:
         self._records = records
 
-    async def start(self, argv: Sequence[str], stdin_line: bytes, log_path: Path, deadline_s: float) -> Process:
-        """Start *argv*, hand it *stdin_line*, return it once it has announced itself.
+    async def start(
+        self,
+        argv: Sequence[str],
+        stdin_line: bytes,
+        log_path: Path,
+        deadline_s: float,
+        *,
+        pass_fds: tuple[int, ...] = (),
+    ) -> Process:
+        """Start *argv*, hand it *stdin_line* and *pass_fds*, return it once it has announced itself.
 
         It announces itself with one line of JSON on its standard output. Standard error goes to *log_path*.
         Raises EngineFault, with the end of its log, when it exits, reports an error, or says nothing in *deadline_s*.
@@ -123,7 +136,6 @@ class LocalLauncher:
             log_file = _open_log(log_path)
         except OSError as exc:
             raise EngineFault(f"cannot write the copy's log {log_path}: {exc}") from exc
-        inherited = {k: v for k, v in os.environ.items() if k in _INHERITED or k.startswith(_INHERITED_PREFIXES)}
         try:
             process = await asyncio.create_subprocess_exec(
                 *argv,
@@ -131,7 +143,8 @@ class LocalLauncher:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log_file,
                 start_new_session=True,
-                env={**_DEFAULTS, **inherited},
+                env={**_DEFAULTS, **inherited()},
+                pass_fds=pass_fds,
             )
         except OSError as exc:
             raise EngineFault(f"cannot start {argv[0]}: {exc}") from exc

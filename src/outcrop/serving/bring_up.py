@@ -7,13 +7,16 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+from msgspec import structs
+
 from outcrop.engines.base import CopySpec, Endpoint, Engine
-from outcrop.errors import EngineFault
+from outcrop.errors import EngineFault, KeyUnavailable
 from outcrop.launchers.local import LocalLauncher, Process
 from outcrop.launchers.page_cache import resident_share
 from outcrop.serving.copies import Copy
 from outcrop.serving.gate import StartGate
 from outcrop.serving.starts import ColdStarts, Stage, Tier
+from outcrop.serving.unsealed import Unsealer
 from outcrop.settings import Settings
 
 READY_POLL_S = 0.01
@@ -37,6 +40,7 @@ class BringUp:
         settings: Settings,
         clock: Callable[[], float],
         changed: Callable[[Copy], None],
+        unsealer: Unsealer | None = None,
     ) -> None:
         self._engines = engines
         self._launcher = launcher
@@ -44,6 +48,7 @@ class BringUp:
         self._clock = clock
         self.bring_back: Callable[[str], Awaitable[None]] | None = None  # the files of an evicted model
         self._changed = changed
+        self._unsealer = unsealer
         self._gate = StartGate(settings.starts_in_parallel)
 
     async def start(self, copy: Copy, known: ColdStarts) -> float:
@@ -84,7 +89,23 @@ class BringUp:
         return took
 
     async def launch(self, spec: CopySpec, name: str, known: ColdStarts) -> tuple[Process, Endpoint]:
-        """A process for *spec* that announced its port. Raises EngineFault; then none is left."""
+        """A process for *spec* that announced its port. Raises EngineFault; then none is left.
+
+        Of an encrypted model it maps a file in memory, which is opened for it and goes with its last copy.
+        """
+        if not spec.is_sealed:
+            return await self._launched(spec, name, known)
+        if self._unsealer is None:
+            raise KeyUnavailable("The model's weights are encrypted, and this server has no keys.")
+        async with self._unsealer.opened(spec.artifact, spec.model_id) as memory:
+            plain = structs.replace(spec, artifact=memory.path)
+            process, endpoint = await self._launched(plain, name, known, pass_fds=(memory.handle,))
+            self._unsealer.held_by(process, spec.artifact, memory)
+        return process, endpoint
+
+    async def _launched(
+        self, spec: CopySpec, name: str, known: ColdStarts, pass_fds: tuple[int, ...] = ()
+    ) -> tuple[Process, Endpoint]:
         engine = self._engines[spec.engine]
         secret = secrets.token_urlsafe(24)
         process = await self._launcher.start(
@@ -92,6 +113,7 @@ class BringUp:
             engine.child_config(spec, secret),
             self.log_folder / f"{spec.model_id}-{name}.log",
             self._deadline_s(spec, known),
+            pass_fds=pass_fds,
         )
         return process, Endpoint(f"http://127.0.0.1:{process.announced['port']}", secret)
 

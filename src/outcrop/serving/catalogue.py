@@ -185,6 +185,7 @@ class Catalogue:
             weight_bytes=weight_bytes,
             pooling=embedding["pooling"] if embedding else None,
             normalizes=embedding is None or embedding["normalize"],
+            is_sealed=bool(record.facts.get("weight_key")),
             weights=record.facts.get("artifact_key", ""),
             # kv_bytes_per_token counts two bytes a value
             kv_bytes=context * slots * record.facts["kv_bytes_per_token"] * (2 if kv_f32 else 1),
@@ -217,6 +218,11 @@ class Catalogue:
             raise EngineMissing(
                 f"The model {record.model_name} is on the engine {engine}, which cannot be used here "
                 "(outcrop engines). Install it, or put the model on another one (outcrop models set --engine)."
+            )
+        if engine != LLAMA_CPP and record.facts.get("weight_key"):
+            raise EngineMissing(
+                f"The weights of {record.model_name} are encrypted, which is for {LLAMA_CPP} only, and it is put on "
+                f"{engine}. Put it back on {LLAMA_CPP}, or import it without importedModelKmsKeyId."
             )
         if engine == LLAMA_CPP and "artifact_bytes" not in record.facts:
             raise EngineMissing(

@@ -41,6 +41,7 @@ from outcrop.serving.readings import occupancies, readings
 from outcrop.serving.sleeping import Sleeping
 from outcrop.serving.starts import ColdStarts, Tier
 from outcrop.serving.transitions import STOP_GRACE_S, Transitions
+from outcrop.serving.unsealed import Unsealer
 from outcrop.settings import Settings
 from outcrop.telemetry.metrics import Reading
 
@@ -72,6 +73,7 @@ class Fleet:
         gpus: int = 0,
         events: Events = UNOBSERVED,
         meter: Meter | None = None,
+        unsealer: Unsealer | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -94,7 +96,9 @@ class Fleet:
         )
         self._bell = asyncio.Event()
         self._background = Background()
-        self._bring_up = BringUp(self._engines, launcher, settings=settings, clock=clock, changed=self._changed)
+        self._bring_up = BringUp(
+            self._engines, launcher, settings=settings, clock=clock, changed=self._changed, unsealer=unsealer
+        )
         self._health = Health(
             self._engines, settings=settings, clock=clock, background=self._background, on_recovery=self._bell.set
         )

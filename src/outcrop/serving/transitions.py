@@ -14,7 +14,7 @@ import structlog
 from msgspec import structs
 
 from outcrop.engines.base import Asleep
-from outcrop.errors import EngineFault, ServiceError
+from outcrop.errors import EngineFault, KeyUnavailable, ServiceError
 from outcrop.ids import CopyId, random_id
 from outcrop.metering.meter import Meter
 from outcrop.serving import starts
@@ -147,10 +147,11 @@ class Transitions:
         model.copies.remove(copy)
         self._events.start_failed(copy.spec.model_id)
         log.error("copy failed to start", copy_id=copy.copy_id, model_id=copy.spec.model_id, reason=exc.message)
-        self._count_failure(model, exc.message)
+        # Without its key no further try helps: whoever waits hears it now.
+        self._count_failure(model, exc.message, by=starts.FAILURES_TO_FAIL if isinstance(exc, KeyUnavailable) else 1)
 
-    def _count_failure(self, model: Model, reason: str) -> None:
-        model.failures, model.failed_at = model.failures + 1, self._clock()
+    def _count_failure(self, model: Model, reason: str, by: int = 1) -> None:
+        model.failures, model.failed_at = model.failures + by, self._clock()
         model.retry_at = model.failed_at + starts.backoff_s(model.failures)
         if model.failures >= starts.FAILURES_TO_FAIL and not any(copy.is_ready for copy in model.copies):
             model.failure = f"The model's copies failed {model.failures} times in a row: {reason}"

@@ -39,5 +39,5 @@ def test_without_trusted_proxies_the_header_is_nothing() -> None:
 
 
 def test_a_network_that_is_none_is_named() -> None:
-    with pytest.raises(BadSetting, match="trusted_proxies: '10.0.0.300'"):
+    with pytest.raises(BadSetting, match=r"trusted_proxies: '10\.0\.0\.300'"):
         ClientAddress(["10.0.0.300"])

@@ -161,7 +161,7 @@ def test_weights_in_another_format_are_asked_for_as_safetensors(folder: Path) ->
     for shard in folder.glob("*.safetensors"):
         shard.rename(shard.with_suffix(".bin"))
 
-    assert "No *.safetensors file was found (*.bin files are not read)" in str(refusal(folder))
+    assert "No *.safetensors file was found (*.bin, *.pt and other pickles are not read" in str(refusal(folder))
 
 
 def test_a_tensor_in_two_shards_is_refused(folder: Path) -> None:
