@@ -17,7 +17,15 @@ HIDDEN = "HIDDEN_DUE_TO_SECURITY_REASONS"  # CloudTrail's word
 INVOCATIONS = frozenset(
     {
         *("InvokeModel", "InvokeModelWithResponseStream", "Converse", "ConverseStream", "CountTokens"),
-        *("ApplyGuardrail", "ChatCompletions", "Completions", "Embeddings"),
+        *(
+            "RetrieveAndGenerate",
+            "RetrieveAndGenerateStream",
+            "Retrieve",
+            "ApplyGuardrail",
+            "ChatCompletions",
+            "Completions",
+            "Embeddings",
+        ),
         *("InvokeEndpoint", "InvokeEndpointAsync", "InvokeEndpointWithResponseStream"),
     }
 )
@@ -51,6 +59,7 @@ class Call(Struct, kw_only=True):
     principal: str = ""
     access_key_id: str = ""
     is_bearer: bool = False
+    is_invocation: bool = False  # what it says is a prompt
     params: Mapping[str, Any] | None = None
     answer: Mapping[str, Any] | None = None
     model_arn: str = ""
@@ -60,7 +69,7 @@ class Call(Struct, kw_only=True):
 
 def encode(call: Call) -> bytes:
     """The record of *call*, as JSON."""
-    is_invocation = call.name in INVOCATIONS
+    is_invocation = call.is_invocation or call.name in INVOCATIONS
     params = _names(call.params) if is_invocation else call.params
     record: dict[str, Any] = {
         "eventVersion": "1.11",

@@ -59,6 +59,7 @@ class AuditTrail:
             account=who.account if who else "",
             principal=who.arn if who else "",
             access_key_id=key_id[1] if key_id else "",
+            is_invocation=facts is not None,
             is_bearer=authorization[:7].lower() == "bearer ",
             params=called.params,
             answer=called.answer,

@@ -307,6 +307,9 @@ def test_no_prompt_no_answer_and_no_secret_gets_into_a_record() -> None:
     assert invocation["requestParameters"] == {"modelId": MODEL}
     assert invocation["readOnly"] is True
 
+    unheard_of = call(name="AskOracle", params={"question": said}, is_invocation=True, error="X", message=said)
+    assert said not in json.dumps(unheard_of)
+
     made = call(
         name="CreateModel",
         params={"ModelName": "m", "PrimaryContainer": {"Environment": {"KEY": said}}, "clientRequestToken": said},

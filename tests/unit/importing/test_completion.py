@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.support.virtual import FakeLauncher, make_fleet
 
+from outcrop.access.weight_keys import WeightKeys
 from outcrop.engines.base import CopySpec
 from outcrop.errors import StorageFull
 from outcrop.ids import JobId, ModelId
@@ -55,6 +56,7 @@ async def test_a_model_can_be_asked_before_its_job_says_completed(tmp_path: Path
         spec=no_spec,
         on_model=lambda model: registry.known.add(model.model_id),
         on_withdrawn=withdrawn,
+        keys=WeightKeys({}, "us-east-1"),
     )
     await importer.submit(job())
     while not (ended := registry.job("0", "job")).ended_at:
