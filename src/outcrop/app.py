@@ -20,6 +20,7 @@ import uvloop
 from outcrop.access.audit_log import AuditLog, load_key
 from outcrop.access.authenticate import Authenticator
 from outcrop.access.bootstrap import Credentials, load_or_create
+from outcrop.access.certificates import server_context
 from outcrop.access.weight_keys import WeightKeys
 from outcrop.api.admin import Admin
 from outcrop.api.audit_trail import AuditTrail
@@ -28,7 +29,7 @@ from outcrop.api.bedrock_agent_runtime import BedrockAgentRuntime
 from outcrop.api.bedrock_runtime import BedrockRuntime
 from outcrop.api.client_address import ClientAddress
 from outcrop.api.generation import Generation
-from outcrop.api.listening import listening
+from outcrop.api.listener.listening import listening
 from outcrop.api.observability import Observability
 from outcrop.api.openai import OpenAI
 from outcrop.api.operations import Operations
@@ -254,7 +255,9 @@ async def running(settings: Settings, listener: socket.socket) -> AsyncIterator[
         undo.push_async_callback(fleet.close, settings.drain_s)
         undo.push_async_callback(importer.close)
         await importer.resume()
-        url = await undo.enter_async_context(listening(gateway, settings, listener))
+        tls = server_context(settings.home / "tls", settings.host) if settings.tls else None
+        port = await undo.enter_async_context(listening(gateway, listener, tls=tls))
+        url = port.url
         endpoints.start(url)
         undo.push_async_callback(endpoints.close, settings.drain_s)
         undo.push_async_callback(sagemaker_runtime.close)
@@ -266,6 +269,7 @@ async def running(settings: Settings, listener: socket.socket) -> AsyncIterator[
         is_ready = True
         yield url
         is_ready = False
+        port.drain()
         # New requests are refused while running ones end; the listener closes after them.
         await fleet.close(settings.drain_s)
 

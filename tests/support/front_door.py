@@ -18,16 +18,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import boto3
+import uvloop
 from botocore.config import Config
 
 from outcrop.access.authenticate import Authenticator
+from outcrop.access.certificates import server_context
 from outcrop.access.identities import AccessKey, BearerKey, MemoryCredentials, Principal
 from outcrop.api.audit_trail import AuditTrail
 from outcrop.api.bedrock_runtime import EVENT_STREAM
 from outcrop.api.claims import opened
 from outcrop.api.client_address import ClientAddress
 from outcrop.api.http import Response, Stream
-from outcrop.api.listening import listening
+from outcrop.api.listener.listening import listening
 from outcrop.api.routes import Gateway
 from outcrop.awswire.eventstream import encode_chunk
 from outcrop.awswire.service import Router, Service
@@ -96,7 +98,7 @@ class FrontDoor:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._up = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._thread = threading.Thread(target=lambda: uvloop.run(self._serve()), daemon=True)
 
     def __enter__(self) -> FrontDoor:
         self._thread.start()
@@ -131,7 +133,9 @@ class FrontDoor:
         others = {name: SimpleNamespace() for name in inspect.signature(Gateway).parameters if name not in made}
         gateway = Gateway(**made, **others)  # type: ignore[arg-type]
         with closing(opened("127.0.0.1", 0)) as listener:
-            async with listening(gateway, self.settings, listener) as self.url:
+            tls = server_context(self.settings.home / "tls", "127.0.0.1") if self.settings.tls else None
+            async with listening(gateway, listener, tls=tls) as port:
+                self.url = port.url
                 self._up.set()
                 await self._stop.wait()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +24,18 @@ class Certificate:
     authority: Path
     certificate: Path
     key: Path
+
+
+def server_context(folder: Path, host: str) -> ssl.SSLContext:
+    """What a server on *host* does TLS with (1.2 or newer), by the certificate in *folder*, which is made if need be.
+
+    Loading another certificate into it changes what later handshakes show.
+    """
+    found = ensure_certificate(folder, hosts=[host, "localhost", "127.0.0.1"])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(found.certificate, found.key)
+    return context
 
 
 def ensure_certificate(folder: Path, hosts: list[str]) -> Certificate:
@@ -68,7 +81,7 @@ def ensure_certificate(folder: Path, hosts: list[str]) -> Certificate:
         .add_extension(issuer_id, critical=False)
         .sign(ca_key, hashes.SHA256())
     )
-    # PKCS #8 is what the HTTP server reads. The authority's own key is dropped: nothing can be signed with it later.
+    # The authority's own key is dropped: nothing can be signed with it later.
     pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     _write(found.key, key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
     _write(found.certificate, server.public_bytes(pem))

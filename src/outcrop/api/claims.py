@@ -32,10 +32,10 @@ def claimed(settings: Settings) -> Iterator[socket.socket]:
         yield listener
 
 
-def opened(host: str, port: int) -> socket.socket:
+def opened(host: str, port: int, setting: str = "OUTCROP_PORT") -> socket.socket:
     """A listening socket: the one that was handed down, else one on *host* and *port* (0: a free one).
 
-    Raises BadSetting when the address cannot be used, or when what was handed down is none that this server can use.
+    Raises BadSetting, naming *setting*, when the address cannot be used, or when what was handed down is none that this server can use.
     """
     handed = handed_down()
     if handed is not None:
@@ -44,7 +44,7 @@ def opened(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as exc:
-        raise BadSetting(f"cannot listen on {host}:{port}: {exc}. Choose another OUTCROP_PORT (0: any).") from exc
+        raise BadSetting(f"cannot listen on {host}:{port}: {exc}. Choose another {setting} (0: any).") from exc
 
 
 def handed_down() -> socket.socket | None:

@@ -1,8 +1,4 @@
-"""Requests and responses over ASGI, thin: the raw path is kept, bodies are bounded, a client that left is noticed.
-
-ASGI and not Granian's own RSGI: RSGI hands out the decoded path only, and both routing of ARNs and the signature
-need the raw one.
-"""
+"""Requests and responses over ASGI, thin: the raw path is kept, bodies are bounded, a client that left is noticed."""
 
 from __future__ import annotations
 
@@ -12,18 +8,15 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
 
 from outcrop.access.authenticate import merge
 from outcrop.access.identities import Principal
+from outcrop.api.listener.exchange import LEFT, Message, Receive, Scope, Send
 from outcrop.errors import BodyTooLarge, MalformedBody, ServiceError
 from outcrop.telemetry.requests import RequestFacts
 
 Headers = list[tuple[str, str]]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-WATCH_AFTER_S = 0.02
 _DISCARD_BYTES = 100_000_000  # read and drop this much of a refused body, so that the client hears the answer
 _STALL_S = 60  # longest wait for the next part of a body
 
@@ -44,6 +37,7 @@ class Request:
     __slots__ = (
         "_headers",
         "_receive",
+        "_when_left",
         "called",
         "error",
         "facts",
@@ -59,7 +53,7 @@ class Request:
         "started",
     )
 
-    def __init__(self, scope: dict[str, Any], receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive) -> None:
         self.method: str = scope["method"]
         self.raw_path: bytes = scope["raw_path"].partition(b"?")[0]
         self.query: bytes = scope["query_string"]
@@ -74,6 +68,7 @@ class Request:
         self.is_audited = False
         self.error: ServiceError | None = None  # what it is answered instead of what it asks for
         self._receive = receive
+        self._when_left: Callable[[Callable[[], None] | None], None] = scope["extensions"][LEFT]
         self._headers: dict[str, str] | None = None
 
     def header_map(self) -> dict[str, str]:
@@ -129,15 +124,14 @@ class Request:
         if self.method != "HEAD":
             return send
 
-        async def send_headers(message: dict[str, Any]) -> None:
+        async def send_headers(message: Message) -> None:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
         return send_headers
 
-    async def disconnected(self) -> None:
-        """Return when the client has left; call it only after the body was read."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    def when_left(self, call: Callable[[], None] | None) -> None:
+        """Have *call* called as soon as the client has left, however; None: not any more."""
+        self._when_left(call)
 
 
 class ClientGone(Exception):
@@ -170,38 +164,29 @@ async def respond(response: Response | Stream, request_id: str, send: Send) -> N
         return
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     async with aclosing(response.parts) as parts:
-        sending: Awaitable[None] | None = None
         async for part in parts:
-            if sending is not None:
-                await sending
-            sending = send({"type": "http.response.body", "body": part, "more_body": True})
-        if sending is not None:
-            await sending
+            await send({"type": "http.response.body", "body": part, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def while_connected(request: Request, work: Awaitable[None]) -> None:
-    """Run *work*, cancelling it as soon as the client hangs up.
+    """Run *work* in the task of its caller; cancel it as soon as the client hangs up. Raises ClientGone then."""
+    task = asyncio.current_task()
+    assert task is not None
+    has_left = False
 
-    The watch begins after WATCH_AFTER_S: it costs a tenth of a short request, which is over by then.
-    """
-    task = asyncio.ensure_future(work)
-    gone: asyncio.Future[None] | None = None
-
-    def watch() -> None:
-        nonlocal gone
-        gone = asyncio.ensure_future(request.disconnected())
-        gone.add_done_callback(lambda _: task.cancel())
-
-    begin = asyncio.get_running_loop().call_later(WATCH_AFTER_S, watch)
-    try:
-        await task
-    except asyncio.CancelledError:
-        if gone is None or not gone.done() or gone.cancelled():
+    def left() -> None:
+        nonlocal has_left
+        if not has_left:
+            has_left = True
             task.cancel()
-            raise
-        raise ClientGone from None
+
+    request.when_left(left)
+    try:
+        await work
+    except asyncio.CancelledError:
+        if has_left and task.uncancel() == 0:
+            raise ClientGone from None
+        raise
     finally:
-        begin.cancel()
-        if gone is not None:
-            gone.cancel()
+        request.when_left(None)

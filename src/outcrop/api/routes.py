@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 from urllib.parse import unquote
 
 import msgspec
@@ -21,8 +20,9 @@ from outcrop.api.bedrock_runtime import EVENT_STREAM, BedrockRuntime
 from outcrop.api.client_address import ClientAddress
 from outcrop.api.generation import Measured
 from outcrop.api.holding import patience
-from outcrop.api.http import ClientGone, Receive, Request, Response, Send, Stream, respond, while_connected
+from outcrop.api.http import ClientGone, Request, Response, Stream, respond, while_connected
 from outcrop.api.invocation_capture import captured
+from outcrop.api.listener.exchange import Receive, Scope, Send
 from outcrop.api.observability import Observability
 from outcrop.api.openai import OpenAI
 from outcrop.api.operations import Operations
@@ -87,7 +87,7 @@ class Gateway:
         self._max_body_bytes = max_body_bytes
         self._is_ready = is_ready
 
-    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)

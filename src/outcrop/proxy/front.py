@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from outcrop.api.http import ClientGone, Receive, Request, Send, while_connected
+from outcrop.api.http import ClientGone, Request, while_connected
+from outcrop.api.listener.exchange import Receive, Scope, Send
 from outcrop.errors import BodyTooLarge, MalformedBody
 from outcrop.proxy import link
 from outcrop.proxy.metrics import Metrics
@@ -54,7 +55,7 @@ class Front:
         self.is_draining = False
         self.running = 0
 
-    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)

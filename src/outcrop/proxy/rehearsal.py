@@ -10,24 +10,24 @@ import asyncio
 import base64
 import contextlib
 import json
-import socket
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import msgspec
-import uvicorn
 
-from outcrop.api.http import Receive, Request, Send
+from outcrop.api.claims import opened
+from outcrop.api.http import Request
+from outcrop.api.listener.exchange import Receive, Scope, Send
+from outcrop.api.listener.listening import listening
 from outcrop.awswire.eventstream import encode_chunk
 from outcrop.awswire.sigv4 import Keys
 from outcrop.engines.http1 import Client
 from outcrop.errors import BadSetting
 from outcrop.proxy import origin
 from outcrop.proxy.failures import TargetRefused
-from outcrop.proxy.serve import QuietServer, running
+from outcrop.proxy.serve import running
 from outcrop.proxy.settings import ProxySettings
 from outcrop.proxy.target import Endpoint, Target, Trip
 from outcrop.proxy.tls import tls_context
@@ -93,7 +93,7 @@ class Stage:
     def set(self, payload: Payload) -> None:
         self._known, self.seen, self.surprises = list(payload.calls), [], []
 
-    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
@@ -155,7 +155,8 @@ async def rehearse(settings: ProxySettings, payloads: list[Payload], *, live: bo
             stack.push_async_callback(client.aclose)
             target = Target(found.endpoint, client, keys)
         stage = Stage(target)
-        url = await stack.enter_async_context(_listening(stage))
+        sock = stack.enter_context(contextlib.closing(opened("127.0.0.1", 0)))
+        url = (await stack.enter_async_context(listening(stage, sock))).url
         model = target.endpoint.model if target is not None else settings.target
         staged = origin.Origin(Endpoint(url, "us-east-1", model), "", None, Keys(bearer="rehearsal"))
         base, pool = await stack.enter_async_context(running(settings, staged))
@@ -207,21 +208,3 @@ def _shown(body: bytes, content_type: str) -> dict[str, Any]:
 
 def _line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)[:2000]
-
-
-@contextlib.asynccontextmanager
-async def _listening(stage: Stage) -> AsyncIterator[str]:
-    app: Any = stage
-    config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
-    server = QuietServer(config)
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        sock.listen(64)
-        sock.setblocking(False)
-        task = asyncio.create_task(server.serve(sockets=[sock]), name="stage")
-        try:
-            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            with contextlib.suppress(TimeoutError, asyncio.CancelledError):
-                await asyncio.wait_for(task, 5)

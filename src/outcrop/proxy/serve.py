@@ -7,16 +7,15 @@ import contextlib
 import gc
 import os
 import signal
-import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import structlog
-import uvicorn
 import uvloop
 
+from outcrop.api.claims import opened
+from outcrop.api.listener.listening import listening
 from outcrop.awswire.sigv4 import Keys
 from outcrop.errors import BadSetting
 from outcrop.proxy import link, origin
@@ -30,17 +29,7 @@ from outcrop.telemetry import logs
 
 log = structlog.get_logger(__name__)
 
-_BACKLOG = 2048
-_KEEP_ALIVE_S = 75
 _LOOK_S = 0.5  # between looks at the script's files
-
-
-class QuietServer(uvicorn.Server):
-    """uvicorn without its signal handlers: the proxy drains first."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def serve(settings: ProxySettings, *, reload: bool = False) -> int:
@@ -121,45 +110,24 @@ async def running(settings: ProxySettings, found: origin.Origin | None = None) -
         pool.broadcast(link.Sign(new.access_key_id, new.secret_access_key, new.session_token, new.bearer))
 
     async with contextlib.AsyncExitStack() as undo:
-        with _listener(settings) as sock:
-            undo.push_async_callback(pool.close)
-            pool.start()
-            watch = asyncio.create_task(found.watch(keys[0], changed))
-            undo.callback(watch.cancel)
-            server = QuietServer(_uvicorn(front, settings))
-            task = asyncio.create_task(server.serve(sockets=[sock]), name="http")
-            host, port = sock.getsockname()[:2]
-            # What the start made (botocore's models above all) stays: the collector need not walk it any more.
-            gc.collect()
-            gc.freeze()
-            try:
-                yield f"http://{host}:{port}", pool
-            finally:
-                front.is_draining = True
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(settings.drain_s):
-                        while front.running:
-                            await asyncio.sleep(0.02)
-                server.should_exit = True
-                with contextlib.suppress(TimeoutError, asyncio.CancelledError):
-                    await asyncio.wait_for(task, 5)
-
-
-def _uvicorn(front: Front, settings: ProxySettings) -> uvicorn.Config:
-    app: Any = front
-    return uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=1,
-    )
+        undo.push_async_callback(pool.close)
+        sock = undo.enter_context(contextlib.closing(opened(settings.host, settings.port, "OUTCROP_PROXY_PORT")))
+        listener = await undo.enter_async_context(listening(front, sock))
+        pool.start()
+        watch = asyncio.create_task(found.watch(keys[0], changed))
+        undo.callback(watch.cancel)
+        # What the start made (botocore's models above all) stays: the collector need not walk it any more.
+        gc.collect()
+        gc.freeze()
+        try:
+            yield listener.url, pool
+        finally:
+            front.is_draining = True
+            listener.drain()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(settings.drain_s):
+                    while front.running:
+                        await asyncio.sleep(0.02)
 
 
 def _config(settings: ProxySettings, found: origin.Origin, keys: Keys) -> dict[str, object]:
@@ -181,18 +149,3 @@ def _config(settings: ProxySettings, found: origin.Origin, keys: Keys) -> dict[s
     )
     plain: dict[str, object] = msgspec.to_builtins(config)
     return plain
-
-
-def _listener(settings: ProxySettings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    sock = socket.socket(family)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((settings.host, settings.port))
-        sock.listen(_BACKLOG)
-        sock.setblocking(False)
-    except OSError as exc:
-        sock.close()
-        where = f"{settings.host}:{settings.port}"
-        raise BadSetting(f"cannot listen on {where}: {exc}. Choose another OUTCROP_PROXY_PORT (0: any).") from exc
-    return sock
