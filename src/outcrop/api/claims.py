@@ -35,7 +35,8 @@ def claimed(settings: Settings) -> Iterator[socket.socket]:
 def opened(host: str, port: int, setting: str = "OUTCROP_PORT") -> socket.socket:
     """A listening socket: the one that was handed down, else one on *host* and *port* (0: a free one).
 
-    Raises BadSetting, naming *setting*, when the address cannot be used, or when what was handed down is none that this server can use.
+    Raises BadSetting when the address cannot be used (set it by *setting*), or when what was handed down is none that
+    this server can use.
     """
     handed = handed_down()
     if handed is not None:

@@ -42,6 +42,7 @@ class Http1(Connection):
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0
         self._expects_continue = False
+        self._unparsed = 0  # bytes of a body that the parser leaves to us
         self._is_deaf = False  # nothing more is read: refused, answered for the last time, or at its end
         self._is_reading = True
         self._is_at_end = False
@@ -123,6 +124,8 @@ class Http1(Connection):
         size = len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers)
         if size > self.door.limits.head_bytes:
             raise BadHead(431, f"The headers are larger than the limit of {self.door.limits.head_bytes} bytes.")
+        if self._parser.should_upgrade():
+            self._unparsed = self._length_beside_an_upgrade()
         is_old = self._parser.get_http_version() == "1.0"
         exchange = Http1Exchange(self, self._scope(), is_old=is_old)
         exchange.is_kept = not is_old and self._parser.should_keep_alive() and not self.door.is_draining
@@ -149,9 +152,10 @@ class Http1(Connection):
             self._pause()
 
     def on_message_complete(self) -> None:
-        exchange, self._incoming = self._incoming, None
-        if exchange is None:
+        exchange = self._incoming
+        if exchange is None or self._unparsed:
             return
+        self._incoming = None
         exchange.end()
         if not exchange.is_kept:
             self._is_deaf = True  # what follows a request that closes is nobody's
@@ -209,13 +213,26 @@ class Http1(Connection):
         self._until = self.door.loop.time() + self.door.limits.head_s
 
     def _parse(self, data: bytes) -> None:
+        if self._unparsed:
+            part, data = data[: self._unparsed], data[self._unparsed :]
+            self._unparsed -= len(part)
+            self.on_body(part)
+            if not self._unparsed:
+                self.on_message_complete()
+        if not data or self._is_deaf:
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
-            # A protocol that we do not change to: the request is answered as if it had not asked, as HTTP allows.
-            rest = data[exc.args[0] :]
-            if rest and not self._is_deaf:
-                self._parse(rest)
+            # A protocol that we do not change to: the request is answered as if it had not asked, as HTTP allows. The
+            # parser ends a message that asks at its head, whatever its content-length.
+            self._parse(data[exc.args[0] :])
+
+    def _length_beside_an_upgrade(self) -> int:
+        headers = dict(self._headers)
+        if b"transfer-encoding" in headers:
+            raise BadHead(400, "No other protocol is spoken here; send a chunked body without an upgrade header.")
+        return int(headers.get(b"content-length", 0))
 
     def _scope(self) -> Scope:
         path, query = split_target(self._target)

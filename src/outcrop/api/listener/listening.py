@@ -39,7 +39,7 @@ async def listening(
     tls: ssl.SSLContext | None = None,
     limits: Limits | None = None,
 ) -> AsyncIterator[Listener]:
-    """Serve *application* on *sock*, which listens already, until the end of the block. Who came before is answered now.
+    """Serve *application* on *sock*, which listens already, until the block's end. Who came before is answered now.
 
     Whoever owns *tls* may load another certificate into it at any time: handshakes from then on show that one.
     """
@@ -77,7 +77,7 @@ class Opening(asyncio.Protocol):
             spoken = transport.get_extra_info("ssl_object").selected_alpn_protocol()
             self._become(spoken == "h2")
         else:
-            self._patience = self._door.loop.call_later(self._door.limits.head_s, self._transport.abort)
+            self._patience = self._door.loop.call_later(self._door.limits.idle_s, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
         self._seen += data
