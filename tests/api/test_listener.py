@@ -18,6 +18,7 @@ import h2.connection
 import h2.events
 import pytest
 import uvloop
+from hyperframe.frame import GoAwayFrame
 from tests.support.http2 import Http2
 from tests.support.server import wait_for
 
@@ -458,6 +459,17 @@ def test_too_many_headers_over_http_2_are_refused_in_words(port: Port) -> None:
     stream = client.send("POST", "/echo", [(f"x-{n}", "y") for n in range(60)], b"x")
     answer = client.read([stream])[stream]
     assert (answer.status, "50 headers" in json.loads(answer.body)["message"]) == (431, True)
+    client.close()
+
+
+def test_a_client_of_http_2_may_say_goodbye_and_read_on(port: Port) -> None:
+    client = Http2(port.connect(), "h")
+    stream = client.send("POST", "/slow", [], b"late")
+    client.sock.sendall(GoAwayFrame(0, last_stream_id=0).serialize())  # as Node does
+    time.sleep(0.2)
+    port.call(port.app.go.set)
+    assert client.read([stream])[stream].body == b"late"
+    assert rest(client.sock) == b""  # and nobody waits for another request of it
     client.close()
 
 

@@ -32,12 +32,27 @@ _CONFIG = h2.config.H2Configuration(
 )
 
 
+class _State(h2.connection.H2Connection):
+    """h2's state of a connection, which a client may leave in order.
+
+    h2 takes every GOAWAY for the end. Node sends one as soon as its last stream is open, and then reads it to its end.
+    """
+
+    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Any], list[h2.events.Event]]:
+        if frame.error_code != h2.errors.ErrorCodes.NO_ERROR:
+            found: tuple[list[Any], list[h2.events.Event]] = super()._receive_goaway_frame(frame)
+            return found
+        event = h2.events.ConnectionTerminated()
+        event.error_code, event.last_stream_id = frame.error_code, frame.last_stream_id
+        return [], [event]
+
+
 class Http2(Connection):
     """One connection; its streams are exchanges that run at the same time."""
 
     def __init__(self, door: Door, transport: asyncio.Transport) -> None:
         super().__init__(door, transport)
-        self.h2 = h2.connection.H2Connection(_CONFIG)
+        self.h2 = _State(_CONFIG)
         self.h2.local_settings = h2.settings.Settings(
             client=False,
             initial_values={
@@ -50,7 +65,7 @@ class Http2(Connection):
         self._exchanges: dict[int, Http2Exchange] = {}
         self._answered = 0
         self._cancelled = 0
-        self._is_draining = False
+        self._is_draining = self._is_leaving = False
         self._until: float | None = door.loop.time() + door.limits.idle_s
         self.h2.initiate_connection()
         self.h2.increment_flow_control_window(_CONNECTION_WINDOW_BYTES - _DEFAULT_WINDOW_BYTES)
@@ -103,7 +118,7 @@ class Http2(Connection):
         self._answered += exchange.is_answered
         if not self._exchanges:
             self._until = self.door.loop.time() + self.door.limits.idle_s
-            if self._is_draining:
+            if self._is_draining or self._is_leaving:
                 self._end()
 
     # -- from the door --------------------------------------------------------------------------------
@@ -154,7 +169,9 @@ class Http2(Connection):
             for exchange in list(self._exchanges.values()):
                 exchange.has_window()
         elif isinstance(event, h2.events.ConnectionTerminated):
-            self.transport.close()
+            self._is_leaving = True
+            if not self._exchanges or event.error_code != h2.errors.ErrorCodes.NO_ERROR:
+                self.transport.close()
 
     def _request(self, event: h2.events.RequestReceived) -> None:
         if self._is_draining:
