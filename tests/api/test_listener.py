@@ -23,10 +23,10 @@ from tests.support.http2 import Http2
 from tests.support.server import wait_for
 
 from outcrop.access.certificates import server_context
+from outcrop.api.claims import opened
 from outcrop.api.http import ClientGone, Request, Response, Stream, respond, while_connected
 from outcrop.api.listener.door import Limits
 from outcrop.api.listener.listening import Listener, listening
-from outcrop.errors import BadSetting
 
 QUICK = Limits(
     head_bytes=8000, headers=50, pipelined=4, streams=10, head_s=0.5, idle_s=1.5, stall_s=0.5, linger_s=0.5, sweep_s=0.1
@@ -104,9 +104,10 @@ class Port:
 
     async def _serve(self, up: threading.Event) -> None:
         self._loop, self._stop, self.app = asyncio.get_running_loop(), asyncio.Event(), App()
-        async with listening(self.app, "127.0.0.1", 0, tls=self._tls, limits=self._limits) as self.listener:
-            up.set()
-            await self._stop.wait()
+        with contextlib.closing(opened("127.0.0.1", 0)) as sock:
+            async with listening(self.app, sock, tls=self._tls, limits=self._limits) as self.listener:
+                up.set()
+                await self._stop.wait()
 
     def __exit__(self, *_: object) -> None:
         self.call(self._stop.set)
@@ -606,15 +607,3 @@ def test_leaving_waits_for_running_requests_and_cuts_those_that_never_end(monkey
         wait_for(lambda: port.app.running == ["/slow"])
     assert rest(sock) == b""
     sock.close()
-
-
-async def test_a_port_in_use_is_named_with_its_remedy() -> None:
-    async def nothing(scope: Any, receive: Any, send: Any) -> None: ...
-
-    async with listening(nothing, "127.0.0.1", 0) as first:
-        taken = int(first.url.rpartition(":")[2])
-        with pytest.raises(BadSetting, match=rf"cannot listen on 127.0.0.1:{taken}: .*OUTCROP_PORT \(0: any\)"):
-            async with listening(nothing, "127.0.0.1", taken):
-                pass
-    async with listening(nothing, "::1", 0) as sixth:
-        assert sixth.url.startswith("http://[::1]:")
