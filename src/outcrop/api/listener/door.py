@@ -100,6 +100,7 @@ class Door:
                 await exchange.refuse(500, DEFECT)
         finally:
             exchange.finish()
+            exchange.scope = {}  # it leads back to the exchange; without it nothing waits for the garbage collector
 
     def _look(self) -> None:
         now = self.loop.time()

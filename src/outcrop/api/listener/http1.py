@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from typing import Any
 
 import httptools
 
@@ -34,7 +35,7 @@ class Http1(Connection):
 
     def __init__(self, door: Door, transport: asyncio.Transport) -> None:
         super().__init__(door, transport)
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: Any = httptools.HttpRequestParser(self)
         self._exchange: Http1Exchange | None = None  # that is being answered
         self._pipeline: deque[Http1Exchange] = deque()  # that wait for it
         self._incoming: Http1Exchange | None = None  # whose body comes
@@ -99,6 +100,7 @@ class Http1(Connection):
         for exchange in waiting:
             if exchange is not None:
                 exchange.leave()
+        self._parser = None  # which holds this connection
         super().connection_lost(exc)
 
     # -- what the parser calls ------------------------------------------------------------------------
