@@ -1,8 +1,9 @@
 """``python -m outcrop.bench.recording``: a real run with scaling, kept so that the planner can be held to it.
 
-A server of its own serves one model. First one pinned copy is driven in a closed loop (what a copy is); then requests
-arrive at their own times, in phases with bursts and rests, while copies come and go from zero. What was measured is
-kept with the ledger's copy-seconds and cold starts; ``outcrop plan validate`` replays it in the simulator.
+A server of its own serves one model. First one pinned copy is driven in a closed loop, then two: what a copy is, and
+what copies take from each other on one machine. Then requests arrive at their own times, in phases with bursts and
+rests, while copies come and go from zero. What was measured is kept with the ledger's copy-seconds and cold starts;
+``outcrop plan validate`` replays it in the simulator.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from outcrop.bench.measures import steady
 from outcrop.bench.payloads import Lengths, Payload
 
 MODEL = "bench"
+BESIDE = 2  # pinned copies of the second closed loop
 COUNTED = ("starting", "idle", "busy", "draining")  # what the simulator counts as a copy's time
 
 
@@ -80,7 +82,8 @@ class Recorder:
         self._payload = payload
 
     async def record(self, seed: int) -> dict[str, Any]:
-        closed = await self._closed(seed)
+        closed = await self._closed(1, self._plan.users, seed)
+        beside = await self._closed(BESIDE, (BESIDE * self._plan.users[-1],), seed)
         full = closed[self._plan.users[-1]]
         capacity = len(steady(full)) / (full.steady[1] - full.steady[0])
         await self._scaling(self._plan.scaling)
@@ -92,6 +95,8 @@ class Recorder:
         spent = {name: after[name] - before.get(name, 0) for name in after}
         return {
             "closed": {str(users): [_timed(each) for each in steady(run)] for users, run in closed.items()},
+            "beside": {str(users): [_timed(each) for each in steady(run)] for users, run in beside.items()},
+            "beside_copies": BESIDE,
             "open": [_timed(each) for each in sorted(opened.records, key=lambda record: record.due_s)],
             "engine": opened.engine or "llama.cpp",
             "slots": self._plan.scaling["slots"],
@@ -112,11 +117,14 @@ class Recorder:
             "cores": len(os.sched_getaffinity(0)),
         }
 
-    async def _closed(self, seed: int) -> dict[int, Run]:
-        """One copy, pinned, with so many users at a time."""
-        await self._scaling({**self._plan.scaling, "min_copies": 1, "max_copies": 1})
+    async def _closed(self, copies: int, levels: tuple[int, ...], seed: int) -> dict[int, Run]:
+        """So many pinned copies, with each of the *levels* of users at a time."""
+        await self._scaling({**self._plan.scaling, "min_copies": copies, "max_copies": copies})
+        async with asyncio.timeout(180):
+            while sum(copy["state"] == "ready" for copy in (await self._get("status"))["copies"]) < copies:
+                await asyncio.sleep(0.1)
         driver, found = Driver(self._endpoint, self._payload), {}
-        for users in self._plan.users:
+        for users in levels:
             count = max(self._plan.per_level, 4 * users)
             found[users] = await driver.run(
                 Shape(users=users, requests=count, warm_s=1.0, most_s=60, seed=seed + users)

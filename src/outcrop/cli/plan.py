@@ -49,6 +49,9 @@ app.command("classes")(cost_by_activity)
 
 OUT = typer.Option(None, help="Write the page with plots (.html) or the numbers (.json).")
 RESULTS = typer.Argument(help="Folder of outcrop bench run with --users 1 and others, on one copy.")
+BESIDE = typer.Option(
+    None, help="Folder of the same on several pinned copies of one machine: how they slow each other."
+)
 FIT_OUT = typer.Option(None, help="File for the copy, which the other commands take as --copy.")
 POLICIES = ("outcrop", "knative", "queue", "all")
 
@@ -57,15 +60,13 @@ POLICIES = ("outcrop", "knative", "queue", "all")
 def fit_copy(
     results: Path = RESULTS,
     slots: int = typer.Option(..., min=1, help="Requests that a copy takes at a time (outcrop status --json)."),
+    beside: Path | None = BESIDE,
+    copies: int = typer.Option(2, min=2, help="Copies of the run --beside."),
     out: Path | None = FIT_OUT,
 ) -> None:
-    """Fit the five numbers of a copy to a load test: request, prompt token, answer token, interference, slots."""
-    levels: dict[int, list[Timed]] = {}
-    for line in _lines(results / "requests.jsonl"):
-        if not line.get("error") and line.get("tokens_in") and line.get("tokens_out"):
-            timed = Timed(line["tokens_in"], line["tokens_out"], line["last_s"] - line["sent_s"])
-            levels.setdefault(line["users"], []).append(timed)
-    found = fit({users: _without_warm_up(users, timed) for users, timed in levels.items()}, slots)
+    """Fit a copy to a load test: request, prompt token, answer token, interference, slots, and what copies share."""
+    others = {(copies, users): timed for users, timed in _levels(beside).items()} if beside else None
+    found = fit(_levels(results), slots, others)
     model = asdict(found.model)
     if out is not None:
         out.write_text(json.dumps(model, indent=1) + "\n")
@@ -75,8 +76,19 @@ def fit_copy(
             "median_error_alone": round(found.error_alone, 4),
             "error_of_mean_by_users": {users: round(error, 4) for users, error in found.error_mean.items()},
             "kappa_by_users": {users: round(kappa, 5) for users, kappa in found.kappas.items()},
+            "nu_by_users": {users: round(nu, 5) for (_, users), nu in found.nus.items()},
         }
     )
+
+
+def _levels(results: Path) -> dict[int, list[Timed]]:
+    """The answered requests of a run by users, without those that warmed it up."""
+    levels: dict[int, list[Timed]] = {}
+    for line in _lines(results / "requests.jsonl"):
+        if not line.get("error") and line.get("tokens_in") and line.get("tokens_out"):
+            timed = Timed(line["tokens_in"], line["tokens_out"], line["last_s"] - line["sent_s"])
+            levels.setdefault(line["users"], []).append(timed)
+    return {users: _without_warm_up(users, timed) for users, timed in levels.items()}
 
 
 @app.command("simulate")

@@ -25,6 +25,7 @@ def validate_plan(recordings: list[Path] = RECORDINGS, as_json: bool = JSON) -> 
                 str(path): {
                     "copy": asdict(each.fitted.model),
                     "kappa_by_users": each.fitted.kappas,
+                    "nu": each.fitted.model.nu,
                     "load": round(each.load, 3),
                     "load_of_the_fullest_10_s": round(each.busiest, 3),
                     "rows": [asdict(row) | {"error": round(row.error, 4)} for row in each.rows],

@@ -83,13 +83,15 @@ class _Copy:
     version: int = 0
     windows: CopyWindows = field(default_factory=CopyWindows)
 
-    def advance(self, now: float, kappa: float) -> None:
+    def advance(self, now: float, kappa: float, beside: float) -> None:
+        """Work until *now*; *beside*: how much slower for the copies at work beside it."""
         if self.running:
-            self.virtual += (now - self.at) / (1 + kappa * (len(self.running) - 1))
+            self.virtual += (now - self.at) / ((1 + kappa * (len(self.running) - 1)) * beside)
         self.at = now
 
-    def next_end(self, kappa: float) -> float:
-        return self.at + max(0.0, self.running[0][0] - self.virtual) * (1 + kappa * (len(self.running) - 1))
+    def next_end(self, kappa: float, beside: float) -> float:
+        slower = (1 + kappa * (len(self.running) - 1)) * beside
+        return self.at + max(0.0, self.running[0][0] - self.virtual) * slower
 
 
 class Nodes:
@@ -206,6 +208,9 @@ class _Model:
         self._fleet = fleet
         self._rule = tenant.rule
         self._kappa = tenant.copy.kappa
+        self._nu = tenant.copy.nu
+        self._busy = 0  # copies at work
+        self._beside = 1.0  # how much slower they are for each other
         self._slots = tenant.copy.slots
         self._queue: deque[tuple[float, float]] = deque()
         self._numbers = itertools.count()
@@ -310,7 +315,7 @@ class _Model:
     # -- inside ---------------------------------------------------------------------------------------
 
     def _complete(self, now: float, copy: _Copy) -> None:
-        copy.advance(now, self._kappa)
+        copy.advance(now, self._kappa, self._beside)
         beside = len(copy.running) - 1
         _, _, at, begun, joined = heapq.heappop(copy.running)
         self._latency_s.append(now - at)
@@ -319,6 +324,7 @@ class _Model:
         self._windows += len(copy.windows.served(int(begun * 1000), int(now * 1000)))
         if not copy.running:
             self._busy_s += now - copy.busy_since
+            self._work_beside(now, -1)
         self._rule.served(now - begun, min(beside, joined))
         self._active_at = now
         self._schedule(copy)
@@ -342,9 +348,10 @@ class _Model:
             if best.is_evictable:
                 self._revive(now, best)
             at, work_s = self._queue.popleft()
-            best.advance(now, self._kappa)
+            best.advance(now, self._kappa, self._beside)
             if not best.running:
                 best.busy_since = now
+                self._work_beside(now, 1)
             heapq.heappush(best.running, (best.virtual + work_s, next(self._numbers), at, now, len(best.running)))
             self._schedule(best)
 
@@ -426,10 +433,22 @@ class _Model:
             self._at_count.append(0.0)
         self._peak = max(self._peak, self._live)
 
+    def _work_beside(self, now: float, change: int) -> None:
+        """One copy more or less at work: all others run at another pace from now on."""
+        self._busy += change
+        if not self._nu:
+            return
+        at_work = [copy for copy in self.copies if copy.running]
+        for copy in at_work:
+            copy.advance(now, self._kappa, self._beside)
+        self._beside = 1 + self._nu * max(0, self._busy - 1)
+        for copy in at_work:
+            self._schedule(copy)
+
     def _schedule(self, copy: _Copy) -> None:
         copy.version += 1
         if copy.running:
-            self._fleet.push(copy.next_end(self._kappa), self, copy, copy.version)
+            self._fleet.push(copy.next_end(self._kappa, self._beside), self, copy, copy.version)
 
     def _tick(self, now: float) -> None:
         """The next decision: a tick ahead, later where a resting model's cannot differ before."""

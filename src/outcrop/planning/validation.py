@@ -1,6 +1,6 @@
 """A recorded run beside the simulator's replay of the same arrivals: how far the planner is off. Pure but for reading.
 
-Of the recording, the closed loop on one copy gives the copy's five numbers, the ledger the cold start; nothing is
+Of the recording, closed loops on one copy and on two give the copy's numbers, the ledger the cold start; nothing is
 fitted to the run that is replayed.
 """
 
@@ -40,12 +40,15 @@ class Request(Struct, frozen=True):
 
 
 class Recording(Struct, frozen=True):
-    """What ``outcrop.bench.recording`` keeps. *closed*: requests of one pinned copy by users at a time.
+    """What ``outcrop.bench.recording`` keeps. *closed*: requests of one pinned copy by users at a time; *beside*: of
+    *beside_copies* pinned copies, by users of all together.
 
     *copy_s*: by the ledger, starts and drains included; *cold_start_s*: the mean of the run's own.
     """
 
     closed: dict[str, list[Request]]
+    beside: dict[str, list[Request]]
+    beside_copies: int
     open: list[Request]
     engine: str
     slots: int
@@ -102,7 +105,11 @@ def validate(recording: Recording) -> Validation:
     answered = [each for each in recording.open if each.error is None]
     if len(answered) < len(recording.open) or not answered:
         raise BadSetting(f"{len(recording.open) - len(answered)} requests of the recording failed; record it again.")
-    fitted = fit({int(users): list(_timed(each)) for users, each in recording.closed.items()}, recording.slots)
+    fitted = fit(
+        {int(users): list(_timed(each)) for users, each in recording.closed.items()},
+        recording.slots,
+        {(recording.beside_copies, int(users)): list(_timed(each)) for users, each in recording.beside.items()},
+    )
     trace = _trace(answered)
     scaling = msgspec.convert({k: v for k, v in recording.scaling.items() if k != "slots"}, Scaling)
     # The live fleet is not told what was fitted here: it decides with its defaults, and so does the replay.
@@ -143,7 +150,8 @@ def _timed(requests: list[Request]) -> Iterator[Timed]:
 
 def _loads(trace: Trace, copy: CopyModel, most_copies: int, step_s: float = 10.0) -> tuple[float, float]:
     """Share of what *most_copies* full copies serve: over the run, and in its fullest *step_s*."""
-    serves = most_copies * copy.slots / (1 + copy.kappa * (copy.slots - 1))  # seconds of work a second
+    slower = (1 + copy.kappa * (copy.slots - 1)) * (1 + copy.nu * (most_copies - 1))
+    serves = most_copies * copy.slots / slower  # seconds of work a second
     work = trace.work_s(copy)
     span = max(step_s, float(trace.at_s.max()))
     by_step = np.bincount((trace.at_s // step_s).astype(int), weights=work)

@@ -55,6 +55,14 @@ def test_requests_beside_each_other_slow_each_other_by_the_copy_s_law() -> None:
     assert result.p95_s == pytest.approx(15)  # two at a time, each half as slow again
 
 
+def test_copies_that_share_a_machine_slow_each_other_while_both_are_at_work() -> None:
+    model = CopyModel(c0_s=0, c_in_s=0, c_out_s=1, kappa=0.0, slots=1, nu=0.5)
+    result = play(trace((0.0, 10.0), (0.0, 4.0)), Always(2), model, 0)
+
+    # Both run at two thirds until the short one ends at 6 s; then 6 s of the other's work are left.
+    assert sorted(result.latencies or ()) == pytest.approx([6, 12])
+
+
 def test_no_more_requests_run_than_fit() -> None:
     model = CopyModel(c0_s=0, c_in_s=0, c_out_s=1, kappa=0.0, slots=1)
     result = play(trace(*[(0.0, 10.0)] * 3), KnativeLike(1, 1, 300), model, 0)
@@ -158,8 +166,12 @@ def test_the_fit_gives_back_the_copy_that_made_the_measurements() -> None:
         slower = 1 + true.kappa * (users - 1)
         levels[users] = [Timed(i, o, true.work_s(i, o) * slower * rng.normal(1, 0.01)) for i, o in drawn]
 
-    found = fit(levels, 16)
+    shared = [Timed(each.tokens_in, each.tokens_out, each.latency_s * 1.4) for each in levels[8]]
 
+    found = fit(levels, 16, {(2, 16): shared})
+
+    assert found.model.nu == pytest.approx(0.4, rel=0.1)
+    assert fit(levels, 16).model.nu == 0
     assert found.model.kappa == pytest.approx(true.kappa, rel=0.05)
     assert found.model.work_s(1000, 220) == pytest.approx(true.work_s(1000, 220), rel=0.02)
     assert max(map(abs, found.error_mean.values())) < 0.05

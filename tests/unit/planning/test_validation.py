@@ -45,6 +45,8 @@ def recorded(*, slower: float = 1.0) -> Recording:
     latencies = list(played.latencies or ())
     return Recording(
         closed=closed,
+        beside={},
+        beside_copies=2,
         open=[
             Request(float(at), took, int(i), int(o))
             for at, took, i, o in zip(trace.at_s, latencies, trace.tokens_in, trace.tokens_out, strict=True)
