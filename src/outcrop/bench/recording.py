@@ -66,7 +66,7 @@ def plans(calibration: str, speedup: float) -> dict[str, Plan]:
             scaling={"slots": 24, "max_copies": 6, "keep_alive_s": 20.0, "window_s": 30.0},
             payload=Payload(tokens_in=Lengths(mean=1000), tokens_out=Lengths(mean=220)),
             users=(1, 8, 16, 24),
-            per_level=120,
+            per_level=60,
             phases=((30, 0.4), (40, 2.0), (40, 4.0), (45, 0), (30, 2.5), (30, 0.5)),
         ),
     }
