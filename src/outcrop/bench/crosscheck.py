@@ -31,11 +31,11 @@ MEASURES = ("mean_s", "p50_s", "p90_s", "rpm")
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """*users* connections, *requests* in all, each of *tokens_out* tokens after the same prompt."""
+    """*users* connections for *seconds*, each request of *tokens_out* tokens after the same prompt."""
 
     users: int
-    requests: int
     tokens_out: int
+    seconds: float = 20.0
     prompt: str = "for each record in the list check the owner " * 12
 
     @property
@@ -49,14 +49,14 @@ def engines(speedup: float) -> dict[str, tuple[dict[str, str], Load]]:
     """Settings of the server and the load, for simulated copies and for the CPU engine."""
     simulated = {"calibration": "qwen2.5-14b-a100-40gb", "speedup": speedup, "seed": 1}
     settings = {"OUTCROP_ENGINE_BY_MODEL": json.dumps({MODEL: "simulated"}), "OUTCROP_SIMULATED": json.dumps(simulated)}
-    return {"simulated": (settings, Load(8, 160, 220)), "llama.cpp": ({"OUTCROP_SLOTS": "4"}, Load(4, 240, 80))}
+    return {"simulated": (settings, Load(8, 220)), "llama.cpp": ({"OUTCROP_SLOTS": "4"}, Load(4, 80))}
 
 
 async def ours(endpoint: OpenAI, load: Load) -> dict[str, float]:
-    run = await Driver(endpoint, load.payload).run(
-        Shape(users=load.users, requests=load.requests, warm_s=0, most_s=300)
-    )
-    taken = sorted(record.latency_s for record in run.records)
+    shape = Shape(users=load.users, requests=10**9, warm_s=0, most_s=load.seconds)
+    run = await Driver(endpoint, load.payload).run(shape)
+    # As the other one does it: what was not answered when the time was up counts for nothing.
+    taken = sorted(record.latency_s for record in run.records if record.last_s <= load.seconds)
     failed = [record.error for record in run.records if record.error]
     if failed:
         raise SystemExit(f"{len(failed)} requests failed: {failed[0]}")
@@ -64,14 +64,14 @@ async def ours(endpoint: OpenAI, load: Load) -> dict[str, float]:
         "mean_s": statistics.mean(taken),
         "p50_s": percentile(taken, 0.5),
         "p90_s": percentile(taken, 0.9),
-        "rpm": 60 * len(taken) / run.wall_s,
-        "client_cpu_ms": 1000 * run.client_cpu_s / len(taken),
+        "rpm": 60 * len(taken) / load.seconds,
+        "client_cpu_ms": 1000 * run.client_cpu_s / len(run.records),
     }
 
 
 async def theirs(endpoint: OpenAI, load: Load, autocannon: Path) -> dict[str, float]:
     url, headers, body = endpoint.request(Ask(load.prompt, load.tokens_out, forced=True))
-    options = ["-c", str(load.users), "-a", str(load.requests), "-t", "120", "-m", "POST", "-j", "-b", body.decode()]
+    options = ["-c", str(load.users), "-d", f"{load.seconds:g}", "-t", "120", "-m", "POST", "-j", "-b", body.decode()]
     options += [word for name, value in headers.items() for word in ("-H", f"{name}={value}")]
     process = await asyncio.create_subprocess_exec(
         str(autocannon), *options, url, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -107,7 +107,7 @@ async def measure(engine: str, rounds: int, speedup: float, autocannon: Path) ->
             async with aiohttp.ClientSession(url, headers=headers, raise_for_status=True) as session:
                 await session.put(f"/outcrop/v1/models/{MODEL}/scaling", json={"min_copies": 1, "max_copies": 1})
             endpoint = OpenAI(f"{url}/v1", MODEL, keys.bearer_key, stream=False)
-            await ours(endpoint, Load(load.users, 2 * load.users, load.tokens_out))  # the copy starts, caches fill
+            await ours(endpoint, Load(load.users, load.tokens_out, 3.0))  # the copy starts, caches fill
             for number in range(rounds):
                 for name in ("ours", "autocannon") if number % 2 else ("autocannon", "ours"):
                     once = ours(endpoint, load) if name == "ours" else theirs(endpoint, load, autocannon)
@@ -120,7 +120,7 @@ async def measure(engine: str, rounds: int, speedup: float, autocannon: Path) ->
     return {
         "engine": engine,
         "users": load.users,
-        "requests": load.requests,
+        "seconds": load.seconds,
         "rounds": rounds,
         **rounded,
         "ratio": ratios,

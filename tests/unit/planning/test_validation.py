@@ -20,6 +20,7 @@ from outcrop.planning.validation import Recording, Request, read, validate
 from outcrop.serving.policy import Params
 from outcrop.serving.schedule import Scaling
 
+RECORDINGS = Path(__file__).parents[3] / "benchmarks" / "recordings"
 COPY = CopyModel(c0_s=0.02, c_in_s=0.0002, c_out_s=0.01, kappa=0.05, slots=4)
 LIMITS = {"slots": 4, "max_copies": 2, "keep_alive_s": 20.0}
 
@@ -59,6 +60,13 @@ def recorded(*, slower: float = 1.0) -> Recording:
         cold_start_s=2.0,
         cores=2,
     )
+
+
+def test_the_simulator_stays_near_the_recorded_run_of_up_to_six_copies() -> None:
+    found = validate(read(RECORDINGS / "simulated.json.gz"))
+
+    assert found.holds
+    assert {row.measure: abs(row.error) < 0.06 for row in found.rows} == {row.measure: True for row in found.rows}
 
 
 def test_a_run_that_went_as_the_model_says_is_replayed_without_an_error() -> None:
