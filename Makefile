@@ -45,7 +45,7 @@ $(FOREIGN)/node/.installed: tests/clients/foreign/package.json
 	cd $(@D) && npm install --no-package-lock --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
-vpath %.txt tests/clients/foreign benchmarks
+vpath %.txt tests/clients/foreign tests/supply benchmarks
 $(FOREIGN)/%/.installed: %.txt
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python $(PIP) -r $<
@@ -165,8 +165,19 @@ validate-plan: $(TOOLS) ## Record real runs with scaling, replay them in the sim
 	$(BIN)/python -m outcrop.bench.recording simulated --out recording-simulated.json.gz
 	$(BIN)/outcrop plan validate recording-sample.json.gz recording-simulated.json.gz
 
+audit: $(FOREIGN)/supply/.installed ## Look up known vulnerabilities of everything that is pinned (pip-audit)
+	$(FOREIGN)/supply/bin/python tests/supply/audit.py
+
+sbom: $(FOREIGN)/supply/.installed $(FOREIGN)/product/.installed ## Write outcrop.cdx.json: what the default installation holds (CycloneDX)
+	$(FOREIGN)/supply/bin/cyclonedx-py environment $(FOREIGN)/product/bin/python --of JSON -o outcrop.cdx.json
+
+$(FOREIGN)/product/.installed: pyproject.toml constraints.txt
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
+	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --no-compile -c constraints.txt .
+	@touch $@
+
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) $(FOREIGN) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
-.PHONY: help setup demo serve check docs clean fuzz record-parity \
+.PHONY: audit sbom help setup demo serve check docs clean fuzz record-parity \
 	test test-wire test-clients test-s3 test-vllm test-ceph test-faults soak test-parity bench bench-gateway bench-proxy bench-import bench-serving

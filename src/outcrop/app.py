@@ -7,6 +7,7 @@ import contextlib
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -67,6 +68,7 @@ from outcrop.serving.aliases import Aliases
 from outcrop.serving.catalogue import Catalogue, proven_start
 from outcrop.serving.endpoints import Endpoints
 from outcrop.serving.fleet import Fleet
+from outcrop.serving.proxies import write_privately
 from outcrop.serving.schedule import Scaling
 from outcrop.serving.starts import Tier
 from outcrop.serving.unsealed import Unsealer
@@ -88,6 +90,8 @@ log = structlog.get_logger(__name__)
 def serve(settings: Settings, listener: socket.socket) -> int:
     """Run a server on *listener* until SIGTERM or SIGINT; the exit status. The caller has claimed the home."""
     logs.configure(settings.log_level, as_json=settings.log_json)
+    # What a crash would dump holds keys and prompts; children inherit it.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     return uvloop.run(_serve(settings, listener))
 
 
@@ -339,10 +343,16 @@ async def _ended(task: asyncio.Task[None]) -> None:
 
 
 def _proxy_environment(settings: Settings, credentials: Credentials) -> dict[str, str]:
-    """What the proxies of endpoints reach this server with."""
+    """What the proxies of endpoints reach this server with; the keys are in a private file, not in the environment."""
+    keys = settings.run / "proxy-credentials"
+    lines = [
+        "[default]",
+        f"aws_access_key_id={credentials.access_key_id}",
+        f"aws_secret_access_key={credentials.secret_access_key}",
+    ]
+    write_privately(keys, "\n".join(lines) + "\n")
     found = {
-        "AWS_ACCESS_KEY_ID": credentials.access_key_id,
-        "AWS_SECRET_ACCESS_KEY": credentials.secret_access_key,
+        "AWS_SHARED_CREDENTIALS_FILE": str(keys),
         "AWS_EC2_METADATA_DISABLED": "true",
         "OUTCROP_PROXY_REGION": settings.region,
         "OUTCROP_PROXY_LOG_LEVEL": "warning",

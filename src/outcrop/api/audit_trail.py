@@ -42,8 +42,8 @@ class AuditTrail:
         if self._log is None or request.is_audited:
             return
         request.is_audited = True
-        called = request.called or self._meant(request)
         facts, who, error = request.facts, request.principal, request.error
+        called = request.called or (Called(BEDROCK, facts.operation, {}) if facts else self._meant(request))
         authorization = request.header_map().get("authorization", "")
         key_id = _KEY_ID.search(authorization)
         model_arn = imported_model_arn(self._region, facts.account, facts.model_id) if facts and facts.model_id else ""

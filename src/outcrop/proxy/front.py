@@ -51,7 +51,7 @@ class Front:
         self._settings = settings
         self._pool = pool
         self._metrics = metrics
-        self._key = settings.key.get_secret_value().encode()
+        self._key = settings.bearer_key().encode()
         self.is_draining = False
         self.running = 0
 

@@ -66,6 +66,9 @@ class ProxySettings(BaseSettings):
         description="Bearer key that invocations and metrics must carry. Empty asks for none, as SageMaker's contract "
         "has it: the platform's network keeps others out.",
     )
+    key_file: Path | None = Field(
+        default=None, description="File that holds that key instead, so that it is in no environment."
+    )
     workers: int = Field(
         default=0, ge=0, le=256, description="Processes that run the script; 0 takes one per core, at most 4."
     )
@@ -114,6 +117,15 @@ class ProxySettings(BaseSettings):
         default="info", description="Least severity that is logged."
     )
     log_json: bool = Field(default=True, description="Log one JSON object a line instead of text for people.")
+
+    def bearer_key(self) -> str:
+        """The key that is asked for; empty for none. Raises BadSetting when its file cannot be read."""
+        if self.key_file is None:
+            return self.key.get_secret_value()
+        try:
+            return self.key_file.read_text().strip()
+        except OSError as exc:
+            raise BadSetting(f"{PREFIX}KEY_FILE={self.key_file} cannot be read: {exc.strerror}.") from exc
 
     @property
     def worker_count(self) -> int:

@@ -27,6 +27,14 @@ _LONGEST_BACK_OFF_S = 30.0
 _LOG_TAIL = 1500
 
 
+def write_privately(path: Path, text: str) -> None:
+    """Write *text* to a file that nobody else may read, whatever was there."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+
+
 class ProxyProcess:
     """One proxy on loopback. *settings* are variables of ``outcrop proxy``; a proxy that ends is started again."""
 
@@ -57,10 +65,13 @@ class ProxyProcess:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        own = {"OUTCROP_PROXY_HOST": "127.0.0.1", "OUTCROP_PROXY_PORT": str(port), "OUTCROP_PROXY_KEY": self.key}
+        own = {"OUTCROP_PROXY_HOST": "127.0.0.1", "OUTCROP_PROXY_PORT": str(port)}
+        # Its script and whatever that starts inherit the environment, so the key is not there.
+        key_file = self._log_file.with_name("proxy.key")
+        write_privately(key_file, self.key)
+        own["OUTCROP_PROXY_KEY_FILE"] = str(key_file)
         own["OUTCROP_PROXY_ENDS_WITH_PARENT"] = "true"  # a killed server leaves no proxy behind
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH", "LANG", "TZ") if name in os.environ}
-        self._log_file.parent.mkdir(parents=True, exist_ok=True)
         with self._log_file.open("ab") as out:
             self._process = await asyncio.create_subprocess_exec(
                 *[sys.executable, "-m", "outcrop.cli.main", "proxy"],

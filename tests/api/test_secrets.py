@@ -1,0 +1,232 @@
+"""Where secrets of a running server are and are not: arguments, environments, logs, listeners of its processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.server import Server, wait_for
+
+SCRIPT = "def transform_fn(model, body, content_type, accept):\n    return '{}', 'application/json'\n"
+# Python asks for this module at its start: every key that the processes make is written down, beside what the test knows.
+WITNESS = """
+import os, secrets
+_made = secrets.token_urlsafe
+def token_urlsafe(size=None):
+    found = _made(size)
+    with open(os.environ.get("WITNESS") or {place!r}, "a") as file:
+        file.write(found + "\\n")
+    return found
+secrets.token_urlsafe = token_urlsafe
+"""
+
+
+class Busy:
+    """A server with two copies, a proxy, an object store and a key for weights; *known*: all its secrets by name."""
+
+    def __init__(self, folder: Path, tiny: Path) -> None:
+        witness = folder / "witness"
+        (folder / "modules").mkdir(parents=True)
+        (folder / "modules" / "sitecustomize.py").write_text(WITNESS.format(place=str(witness)))
+        store = {"buckets": ["far-*"], "endpoint": "http://127.0.0.1:9", "access_key_id": "AKIASTORESTORESTORE"}
+        store["secret_access_key"] = "store-secret-4f1c9a7e2b"
+        os.environ["PYTHONPATH"] = str(folder / "modules")
+        os.environ["GUARD_MASTER"] = "7b" * 32
+        try:
+            self.server = Server(
+                folder / "home",
+                cpu_threads=1,
+                log_level="debug",
+                slow_request_s=0,
+                object_stores=json.dumps([store]),
+                weight_keys='{"default": "env:GUARD_MASTER"}',
+            ).start()
+        finally:
+            del os.environ["PYTHONPATH"], os.environ["GUARD_MASTER"]
+        self.models = [self.server.import_model(tiny, name) for name in ("one", "two")]
+        for arn in self.models:
+            self.ask(arn)
+        self._endpoint()
+        keys = self.server.credentials
+        self.known = {
+            "secret access key": keys.secret_access_key,
+            "bearer key": keys.bearer_key,
+            "object store": store["secret_access_key"],
+            "master key": "7b" * 32,
+            "audit key": (self.server.home / "audit.key").read_text().strip(),
+        }
+        self.made = witness.read_text().split()
+        self.known |= {f"made {number}": secret for number, secret in enumerate(self.made)}
+
+    def ask(self, arn: str) -> None:
+        self.server.client("bedrock-runtime").converse(
+            modelId=arn, messages=[{"role": "user", "content": [{"text": "Hello"}]}], inferenceConfig={"maxTokens": 1}
+        )
+
+    def _endpoint(self) -> None:
+        bundle = self.server.home / "buckets" / "bundles"
+        bundle.mkdir(parents=True)
+        (bundle / "inference.py").write_text(SCRIPT)
+        with tarfile.open(bundle / "model.tar.gz", "w:gz") as archive:
+            archive.add(bundle / "inference.py", "code/inference.py")
+        sagemaker = self.server.client("sagemaker")
+        container = {
+            "ModelDataUrl": "s3://bundles/model.tar.gz",
+            "Image": "outcrop",
+            "Environment": {"OUTCROP_PROXY_TARGET": self.models[0]},
+        }
+        role = self.server.credentials.import_role_arn
+        sagemaker.create_model(ModelName="m", PrimaryContainer=container, ExecutionRoleArn=role)
+        variant = {"VariantName": "v", "ModelName": "m", "InitialInstanceCount": 1, "InstanceType": "ml.m5.large"}
+        sagemaker.create_endpoint_config(EndpointConfigName="c", ProductionVariants=[variant])
+        sagemaker.create_endpoint(EndpointName="e", EndpointConfigName="c")
+        wait_for(lambda: sagemaker.describe_endpoint(EndpointName="e")["EndpointStatus"] != "Creating", 60)
+        assert sagemaker.describe_endpoint(EndpointName="e")["EndpointStatus"] == "InService"
+
+    @property
+    def pids(self) -> list[int]:
+        """The server's process and all below it."""
+        assert self.server.process is not None
+        parents: dict[int, int] = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+        found = [self.server.process.pid]
+        for pid in found:
+            found += [child for child, parent in parents.items() if parent == pid]
+        return found
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Busy]:
+    busy = Busy(tmp_path_factory.mktemp("busy"), tiny)
+    yield busy
+    busy.server.stop()
+
+
+def test_no_secret_is_in_an_argument_or_in_the_environment_of_a_child(busy: Busy) -> None:
+    server, *children = busy.pids
+    assert len(children) >= 4  # two engines, a proxy and its worker
+    assert len(busy.made) >= 4
+    for pid in (server, *children):
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert [name for name, secret in busy.known.items() if secret.encode() in arguments] == []
+    for pid in children:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        assert [name for name, secret in busy.known.items() if secret.encode() in environment] == []
+
+
+def test_no_secret_is_in_a_log_and_those_on_the_disk_are_private(busy: Busy) -> None:
+    busy.ask(busy.models[0])
+    headers = {"Authorization": f"Bearer {busy.server.credentials.bearer_key}x"}
+    wrong = urllib.request.Request(f"{busy.server.url}/v1/models", headers=headers)
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(wrong, timeout=10)
+    home = busy.server.home
+    for path in home.rglob("*"):
+        if not path.is_file() or path.is_symlink() or path.stat().st_size > 50_000_000:
+            continue
+        content = path.read_bytes()
+        found = [name for name, secret in busy.known.items() if secret.encode() in content]
+        if found:
+            assert path.relative_to(home).parts[0] in ("credentials.json", "audit.key", "outcrop.db", "run", "tls"), (
+                path,
+                found,
+            )
+            assert path.stat().st_mode & 0o077 == 0, (path, found)
+        assert "log" not in path.name or not found, (path, found)
+
+
+def test_a_crash_dump_is_not_written_where_others_read_it(busy: Busy) -> None:
+    for pid in busy.pids:
+        limit = next(line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "core file size" in line)
+        assert limit.split()[4] == "0", (pid, Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def listeners(pids: list[int]) -> list[tuple[int, str, int]]:
+    """Process, address and port of every TCP socket that *pids* listen on, as the kernel says."""
+    found = []
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        rows = [line.split() for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
+        inodes = {row[9]: row[1] for row in rows if row[3] == "0A"}
+        for pid in pids:
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                try:
+                    target = str(entry.readlink())
+                except OSError:
+                    continue
+                match = re.fullmatch(r"socket:\[(\d+)\]", target)
+                if match and match[1] in inodes:
+                    raw, _, port = inodes[match[1]].partition(":")
+                    size = 4 if family == socket.AF_INET else 16
+                    words = bytes.fromhex(raw)
+                    address = b"".join(words[at : at + 4][::-1] for at in range(0, size, 4))
+                    found.append((pid, socket.inet_ntop(family, address), int(port, 16)))
+    return sorted(set(found))
+
+
+def asked(port: int, method: str, path: str, key: str | None) -> int:
+    """The status of a request; 0 when the connection was closed without one."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    body = (
+        b'{"prompt":"Hello","max_tokens":1,"messages":[{"role":"user","content":"Hello"}]}'
+        if method == "POST"
+        else None
+    )
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as exc:
+        return exc.code
+    except (urllib.error.URLError, ConnectionError):
+        return 0
+
+
+ENGINE_PATHS = [
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("POST", "/completion"),
+    ("POST", "/apply-template"),
+    ("POST", "/tokenize"),
+    ("POST", "/v1/embeddings"),
+    ("POST", "/props"),
+    ("GET", "/metrics"),
+    ("GET", "/slots"),
+]
+PROXY_PATHS = [("POST", "/invocations"), ("GET", "/metrics")]
+
+
+def test_every_port_of_a_child_is_on_loopback_and_nothing_is_had_of_it_without_its_own_secret(busy: Busy) -> None:
+    _, *children = busy.pids
+    found = listeners(children)
+    assert len(found) >= 3  # two engines and a proxy
+    opened = 0
+    for pid, address, port in found:
+        assert address in ("127.0.0.1", "::1"), (pid, address, port)
+        is_proxy = b"proxy" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        for method, path in PROXY_PATHS if is_proxy else ENGINE_PATHS:
+            for key in (None, "wrong", busy.server.credentials.bearer_key):
+                assert asked(port, method, path, key) in (401, 403), (pid, port, method, path)
+        method, path = PROXY_PATHS[0] if is_proxy else ENGINE_PATHS[1]
+        statuses = [asked(port, method, path, secret) for secret in busy.made]
+        opened += any(status not in (0, 401, 403) for status in statuses)
+        # The secret of one copy opens no other.
+        assert sum(status not in (0, 401, 403) for status in statuses) <= 1
+    assert opened == len(found)  # the right secret works, so what was refused was refused for the lack of it
+
+
+def test_the_servers_own_port_is_the_only_one_that_it_listens_on(busy: Busy) -> None:
+    server, *_ = busy.pids
+
+    assert {port for _, _, port in listeners([server])} == {int(busy.server.url.rpartition(":")[2])}
