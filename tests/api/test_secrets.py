@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 from tests.support.server import Server, wait_for
 
-SCRIPT = "def transform_fn(model, body, content_type, accept):\n    return '{}', 'application/json'\n"
+SCRIPT = (
+    "def preprocess(request, ctx):\n    return {'messages': [{'role': 'user', 'content': 'Hi'}], 'max_tokens': 1}\n"
+)
 # Python asks for this module at its start: every key that the processes make is written down, beside what the test knows.
 WITNESS = """
 import os, secrets
@@ -80,12 +82,11 @@ class Busy:
         sagemaker = self.server.client("sagemaker")
         container = {
             "ModelDataUrl": "s3://bundles/model.tar.gz",
-            "Image": "outcrop",
             "Environment": {"OUTCROP_PROXY_TARGET": self.models[0]},
         }
         role = self.server.credentials.import_role_arn
         sagemaker.create_model(ModelName="m", PrimaryContainer=container, ExecutionRoleArn=role)
-        variant = {"VariantName": "v", "ModelName": "m", "InitialInstanceCount": 1, "InstanceType": "ml.m5.large"}
+        variant = {"VariantName": "v", "ModelName": "m", "InitialInstanceCount": 1}
         sagemaker.create_endpoint_config(EndpointConfigName="c", ProductionVariants=[variant])
         sagemaker.create_endpoint(EndpointName="e", EndpointConfigName="c")
         wait_for(lambda: sagemaker.describe_endpoint(EndpointName="e")["EndpointStatus"] != "Creating", 60)

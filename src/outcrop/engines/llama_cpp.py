@@ -32,6 +32,7 @@ T = TypeVar("T")
 NAME = "llama.cpp"
 EMBEDDINGS = "/v1/embeddings"
 MOST_SLOTS = 32
+OWN_BYTES = 4 << 30  # memory of a copy beside cache and weights, at most
 MOST_TEMPLATES = 256  # copies whose templates are remembered; an older one is asked again
 _CONNECT_TIMEOUT_S = 10.0
 _PROBE_TIMEOUT_S = 5.0
@@ -129,6 +130,8 @@ class LlamaCpp:
             "threads": spec.threads,
             "kv_f32": spec.kv_f32,
             "pooling": spec.pooling,
+            # Beside cache and, where it packs them anew, weights: buffers of a batch, threads, prompts.
+            "data_bytes": 2 * spec.kv_bytes + spec.weight_bytes + OWN_BYTES,
         }
         return _encode(config) + b"\n"
 

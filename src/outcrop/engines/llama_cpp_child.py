@@ -9,6 +9,7 @@ goes to standard error.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import threading
@@ -28,6 +29,7 @@ class ChildConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: int
     kv_f32: bool
     pooling: str | None = None  # the copy gives embeddings
+    data_bytes: int = 0  # memory of its own that it may take, beside the weights that it maps; 0: any
 
 
 def server_params(config: ChildConfig) -> Any:
@@ -98,6 +100,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the parent's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # dies at once even while native code runs
     config = msgspec.json.decode(_read_line(), type=ChildConfig)
+    if config.data_bytes:  # a chat template that writes for ever fails here, and not the machine
+        resource.setrlimit(resource.RLIMIT_DATA, (config.data_bytes, config.data_bytes))
     threading.Thread(target=_watch_parent, name="parent-watch", daemon=True).start()
     begun = time.monotonic()
     try:
