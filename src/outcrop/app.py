@@ -21,7 +21,7 @@ import uvloop
 from outcrop.access.audit_log import AuditLog, load_key
 from outcrop.access.authenticate import Authenticator
 from outcrop.access.bootstrap import Credentials, load_or_create
-from outcrop.access.certificates import server_context
+from outcrop.access.tls import ServerTls
 from outcrop.access.weight_keys import WeightKeys
 from outcrop.api.admin import Admin
 from outcrop.api.audit_trail import AuditTrail
@@ -30,6 +30,7 @@ from outcrop.api.bedrock_agent_runtime import BedrockAgentRuntime
 from outcrop.api.bedrock_runtime import BedrockRuntime
 from outcrop.api.client_address import ClientAddress
 from outcrop.api.generation import Generation
+from outcrop.api.listener.door import Limits
 from outcrop.api.listener.listening import listening
 from outcrop.api.observability import Observability
 from outcrop.api.openai import OpenAI
@@ -100,7 +101,9 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    async with running(settings, listener) as url:
+    hung_up = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+    async with running(settings, listener, hung_up) as url:
         log.info("outcrop is serving", url=url, home=str(settings.home))
         await stop.wait()
         log.info("draining", limit_s=settings.drain_s)
@@ -108,8 +111,13 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, listener: socket.socket) -> AsyncIterator[str]:
-    """A whole server inside this event loop; yields its URL once it answers. Leaving drains and closes it."""
+async def running(
+    settings: Settings, listener: socket.socket, hung_up: asyncio.Event | None = None
+) -> AsyncIterator[str]:
+    """A whole server inside this event loop; yields its URL once it answers. Leaving drains and closes it.
+
+    *hung_up*: set to have the certificate loaded again.
+    """
     for folder in (settings.buckets, settings.run, settings.logs):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with contextlib.AsyncExitStack() as undo:
@@ -259,8 +267,12 @@ async def running(settings: Settings, listener: socket.socket) -> AsyncIterator[
         undo.push_async_callback(fleet.close, settings.drain_s)
         undo.push_async_callback(importer.close)
         await importer.resume()
-        tls = server_context(settings.home / "tls", settings.host) if settings.tls else None
-        port = await undo.enter_async_context(listening(gateway, listener, tls=tls))
+        tls = _tls(settings)
+        if tls is not None:
+            undo.push_async_callback(_ended, asyncio.create_task(tls.watch(hung_up or asyncio.Event()), name="tls"))
+        context = tls.context if tls is not None else None
+        opened = listening(gateway, listener, tls=context, limits=_limits(settings))
+        port = await undo.enter_async_context(opened)
         url = port.url
         endpoints.start(url)
         undo.push_async_callback(endpoints.close, settings.drain_s)
@@ -322,6 +334,24 @@ def _traces(settings: Settings) -> Traces | None:
     return Traces(settings.otlp_endpoint, sample=settings.otlp_sample)
 
 
+def _tls(settings: Settings) -> ServerTls | None:
+    """What TLS is done with, if any. Raises BadSetting for a certificate that cannot be used."""
+    if not settings.has_tls:
+        return None
+    names = [settings.host, "localhost", "127.0.0.1", *settings.tls_names]
+    return ServerTls(settings.home / "tls", names, certificate=settings.tls_certificate, key=settings.tls_key)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        head_bytes=settings.header_bytes,
+        headers=settings.headers,
+        head_s=settings.header_timeout_s,
+        idle_s=settings.idle_timeout_s,
+        stall_s=settings.client_stall_s,
+    )
+
+
 def _audit_log(settings: Settings) -> AuditLog | None:
     """The audit log, its chain's end found and mended; None where it is switched off. Raises BadSetting."""
     if not settings.audit:
@@ -357,8 +387,8 @@ def _proxy_environment(settings: Settings, credentials: Credentials) -> dict[str
         "OUTCROP_PROXY_REGION": settings.region,
         "OUTCROP_PROXY_LOG_LEVEL": "warning",
     }
-    if settings.tls:
-        found["AWS_CA_BUNDLE"] = str(settings.home / "tls" / "ca.pem")
+    if settings.has_tls and settings.authority is not None:
+        found["AWS_CA_BUNDLE"] = str(settings.authority)
     return found
 
 

@@ -87,6 +87,34 @@ class Settings(BaseSettings):
         description="Serve HTTPS with a certificate of the installation's own authority, which is made on first use. "
         "boto3 sends a bearer key over HTTPS only.",
     )
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="PEM file of a certificate of your own, its chain behind it; with tls_key. Serves HTTPS. A changed "
+        "file is loaded within ten seconds or at SIGHUP, and no connection is dropped.",
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file of its key, mode 0600.")
+    tls_authority: Path | None = Field(
+        default=None,
+        description="PEM file of the authority of that certificate, where clients do not trust it anyway: what "
+        "`outcrop env` exports, and what commands and proxies on this machine go by.",
+    )
+    tls_names: list[str] = Field(
+        default=[],
+        description="Further host names and addresses in the certificate of the installation's own authority (JSON).",
+    )
+    header_bytes: int = Field(
+        default=65_536, ge=4096, le=1 << 20, description="Bytes of all headers of one request; over it 431."
+    )
+    headers: int = Field(default=100, ge=20, le=1000, description="Headers of one request; one more gets 431.")
+    header_timeout_s: float = Field(
+        default=30.0, gt=0, description="Time in s that a client gets from a request's first byte to its last header."
+    )
+    idle_timeout_s: float = Field(
+        default=75.0, gt=0, description="Time in s after which a connection without a request is closed."
+    )
+    client_stall_s: float = Field(
+        default=120.0, gt=0, description="Time in s after which a client that takes nothing of its answer is left."
+    )
     account: str = Field(default="000000000000", pattern=r"^[0-9]{12}$", description="Account id made at first start.")
     region: str = Field(
         default="us-east-1", pattern=r"^[a-z0-9-]{1,20}$", description="Region this server answers for."
@@ -373,6 +401,15 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def has_tls(self) -> bool:
+        return self.tls or self.tls_certificate is not None or self.tls_key is not None
+
+    @property
+    def authority(self) -> Path | None:
+        """PEM file of the authority that clients of this server must trust; None: one that they trust anyway."""
+        return self.home / "tls" / "ca.pem" if self.tls_certificate is None else self.tls_authority
 
     @property
     def buckets(self) -> Path:

@@ -22,7 +22,7 @@ from hyperframe.frame import GoAwayFrame
 from tests.support.http2 import Http2
 from tests.support.server import wait_for
 
-from outcrop.access.certificates import server_context
+from outcrop.access.tls import ServerTls
 from outcrop.api.claims import opened
 from outcrop.api.http import ClientGone, Request, Response, Stream, respond, while_connected
 from outcrop.api.listener.door import Limits
@@ -535,11 +535,11 @@ def test_a_large_body_and_a_large_answer_pass_over_http_2(port: Port) -> None:
 
 @pytest.mark.parametrize("protocols", [["h2"], ["http/1.1"], ["h2", "http/1.1"], []], ids=str)
 def test_tls_decides_by_alpn_and_shows_a_certificate_loaded_later(tmp_path: Path, protocols: list[str]) -> None:
-    context = server_context(tmp_path / "first", "127.0.0.1")
+    context = ServerTls(tmp_path / "first", ["127.0.0.1"]).context
     with Port(QUICK, context) as port:
         for name in ("first", "second"):
             if name == "second":
-                server_context(tmp_path / "second", "127.0.0.1")
+                ServerTls(tmp_path / "second", ["127.0.0.1"])
                 context.load_cert_chain(tmp_path / "second" / "server.pem", tmp_path / "second" / "server.key")
             trust = ssl.create_default_context(cafile=str(tmp_path / name / "ca.pem"))
             if protocols:

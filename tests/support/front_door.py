@@ -22,8 +22,8 @@ import uvloop
 from botocore.config import Config
 
 from outcrop.access.authenticate import Authenticator
-from outcrop.access.certificates import server_context
 from outcrop.access.identities import AccessKey, BearerKey, MemoryCredentials, Principal
+from outcrop.access.tls import ServerTls
 from outcrop.api.audit_trail import AuditTrail
 from outcrop.api.bedrock_runtime import EVENT_STREAM
 from outcrop.api.claims import opened
@@ -133,7 +133,7 @@ class FrontDoor:
         others = {name: SimpleNamespace() for name in inspect.signature(Gateway).parameters if name not in made}
         gateway = Gateway(**made, **others)  # type: ignore[arg-type]
         with closing(opened("127.0.0.1", 0)) as listener:
-            tls = server_context(self.settings.home / "tls", "127.0.0.1") if self.settings.tls else None
+            tls = ServerTls(self.settings.home / "tls", ["127.0.0.1"]).context if self.settings.tls else None
             async with listening(gateway, listener, tls=tls) as port:
                 self.url = port.url
                 self._up.set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,18 +23,6 @@ class Certificate:
     authority: Path
     certificate: Path
     key: Path
-
-
-def server_context(folder: Path, host: str) -> ssl.SSLContext:
-    """What a server on *host* does TLS with (1.2 or newer), by the certificate in *folder*, which is made if need be.
-
-    Loading another certificate into it changes what later handshakes show.
-    """
-    found = ensure_certificate(folder, hosts=[host, "localhost", "127.0.0.1"])
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(found.certificate, found.key)
-    return context
 
 
 def ensure_certificate(folder: Path, hosts: list[str]) -> Certificate:

@@ -41,7 +41,7 @@ class Client:
             region_name=self.credentials.region,
             aws_access_key_id=self.credentials.access_key_id,
             aws_secret_access_key=self.credentials.secret_access_key,
-            verify=str(self.settings.home / "tls" / "ca.pem") if self.url.startswith("https") else None,
+            verify=str(self.settings.authority) if self.url.startswith("https") and self.settings.authority else None,
             config=Config(read_timeout=900),
         )
 
@@ -68,7 +68,7 @@ class Client:
             headers={"Authorization": f"Bearer {self.credentials.bearer_key}", "Content-Type": "application/json"},
         )
         is_tls = self.url.startswith("https")
-        context = ssl.create_default_context(cafile=str(self.settings.home / "tls" / "ca.pem")) if is_tls else None
+        context = ssl.create_default_context(cafile=self.settings.authority) if is_tls else None
         try:
             with urllib.request.urlopen(request, timeout=timeout_s, context=context) as response:  # noqa: S310
                 return json.load(response)

@@ -11,6 +11,9 @@ import typer
 
 from outcrop.cli.client import HOME, JSON, connect, echo_json, show
 
+# Where clients look for an authority: AWS's, Python's (httpx and requests), Node's, curl's.
+TRUST = ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE")
+
 
 def status(home: Path | None = HOME, as_json: bool = JSON) -> None:
     """Show the models with how soon each could answer, and the copies: state, age, requests."""
@@ -79,8 +82,9 @@ def env(home: Path | None = HOME, as_json: bool = JSON) -> None:
         "OPENAI_API_KEY": keys.bearer_key,
     }
     if client.url.startswith("https"):
-        authority = str(client.settings.home / "tls" / "ca.pem")
-        values |= {"AWS_BEARER_TOKEN_BEDROCK": keys.bearer_key, "AWS_CA_BUNDLE": authority, "SSL_CERT_FILE": authority}
+        values["AWS_BEARER_TOKEN_BEDROCK"] = keys.bearer_key
+        if client.settings.authority is not None:
+            values |= dict.fromkeys(TRUST, str(client.settings.authority))
     if as_json:
         echo_json(values)
         return
