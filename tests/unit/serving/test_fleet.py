@@ -5,24 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
-from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.support.virtual import GB, FakeEngine, FakeLauncher, VirtualLoop, make_fleet, spec
 
 from outcrop.engines.base import CopySpec
-from outcrop.errors import EngineFault, ModelNotFound, ModelNotReady, ServiceError, ShuttingDown
+from outcrop.errors import EngineFault, ModelNotFound, ModelNotReady
 from outcrop.inference.canonical import GenerateRequest
-from outcrop.serving import rolling, room
+from outcrop.serving import room
 from outcrop.serving.fleet import Fleet
 from outcrop.serving.hold import Ask
-from outcrop.serving.lifecycle import ENDED, SERVING, State
+from outcrop.serving.lifecycle import SERVING, State
 from outcrop.serving.schedule import Floor, Scaling
 from outcrop.serving.starts import ColdStarts, Remaining, Tier
 
@@ -540,182 +535,6 @@ def test_a_lease_ends_with_the_task_that_took_it_even_when_nobody_released_it() 
         assert [copy.in_flight for copy in fleet.status()] == [0]
 
     play(story)
-
-
-class FleetMachine(RuleBasedStateMachine):
-    """Any order of requests (whole, streamed, retried, abandoned), crashes, hangs, failing starts, retirements, changed
-    configurations, deletions and proof runs; then everything must come to rest.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loop, self.launcher = VirtualLoop(), FakeLauncher(start_s=1.0)
-        self.memory = 12 * GB
-        self.fleet = self.run(self._open())
-        self.requests: list[asyncio.Task[str]] = []
-        self.names = count()
-        self.specs = [self._new_spec() for _ in range(3)]
-        self.proofs: list[asyncio.Task[Any]] = []
-        self.removals: list[asyncio.Task[None]] = []
-
-    def _new_spec(self) -> CopySpec:
-        return spec(f"model-{next(self.names)}", slots=2, weight_bytes=4 * GB, kv_bytes=GB // 10)
-
-    async def _open(self) -> Fleet:
-        fleet = make_fleet(
-            self.loop,
-            self.launcher,
-            memory_bytes=self.memory,
-            cores=4,
-            max_copies=2,
-            keep_alive_s=20,
-            probe_s=2,
-            stall_s=10,
-        )
-        await fleet.start()
-        return fleet
-
-    def run(self, work: Awaitable[T]) -> T:
-        return self.loop.run_until_complete(work)
-
-    @rule(
-        model=st.integers(0, 2),
-        principal=st.sampled_from("pq"),
-        invocation=st.sampled_from([None, "1", "2", "3"]),
-        for_s=st.sampled_from([0.0, 0.5, 5.0]),
-        hold_s=st.sampled_from([0.0, 2.0, 55.0]),
-    )
-    def ask(self, model: int, principal: str, invocation: str | None, for_s: float, hold_s: float) -> None:
-        ask = Ask(principal=principal, invocation_id=invocation, size_bytes=10)
-        work = use(self.fleet, self.specs[model], for_s=for_s, hold_s=hold_s, ask=ask)
-        self.requests.append(self.loop.create_task(work))
-        self.run(asyncio.sleep(0))
-
-    @rule(
-        model=st.integers(0, 2),
-        invocation=st.sampled_from([None, "1", "2"]),
-        tokens=st.integers(1, 60),
-        reads_every_s=st.sampled_from([0.0, 0.0, 3.0]),
-    )
-    def ask_stream(self, model: int, invocation: str | None, tokens: int, reads_every_s: float) -> None:
-        async def stream(what: CopySpec) -> str:
-            ask = Ask(principal="p", invocation_id=invocation)
-            with await self.fleet.acquire(what, hold_s=55, ask=ask, task=asyncio.current_task()) as lease:
-                request = GenerateRequest("completion", {"max_tokens": tokens})
-                async with aclosing(lease.engine.stream(lease.endpoint, request)) as chunks:
-                    async for _ in chunks:
-                        await asyncio.sleep(reads_every_s)
-                return lease.copy_id
-
-        self.requests.append(self.loop.create_task(stream(self.specs[model])))
-        self.run(asyncio.sleep(0))
-
-    @rule(number=st.integers(0, 30))
-    def leave(self, number: int) -> None:
-        if self.requests:
-            self.requests[number % len(self.requests)].cancel()
-            self.run(asyncio.sleep(0))
-
-    @rule(seconds=st.sampled_from([0.01, 0.3, 1.5, 30.0]))
-    def wait(self, seconds: float) -> None:
-        self.run(asyncio.sleep(seconds))
-
-    @rule(number=st.integers(0, 5))
-    def crash(self, number: int) -> None:
-        if processes := list(self.launcher.alive.values()):
-            processes[number % len(processes)].die()
-
-    @rule(number=st.integers(0, 5))
-    def hang(self, number: int) -> None:
-        if processes := list(self.launcher.alive.values()):
-            processes[number % len(processes)].is_hung = True
-
-    @rule(number=st.integers(0, 5), busy=st.sampled_from([0.0, 2.0]))
-    def stick(self, number: int, busy: float) -> None:
-        if processes := list(self.launcher.alive.values()):
-            process = processes[number % len(processes)]
-            process.is_stuck, process.busy = True, busy
-
-    @rule(model=st.integers(0, 2), slots=st.sampled_from([None, 1, 3]), min_copies=st.sampled_from([None, 1]))
-    def configure(self, model: int, slots: int | None, min_copies: int | None) -> None:
-        async def configure() -> None:
-            self.fleet.configure(self.specs[model].model_id, Scaling(slots=slots, min_copies=min_copies))
-
-        self.run(configure())
-
-    @rule(model=st.integers(0, 2))
-    def remove(self, model: int) -> None:
-        self.removals.append(self.loop.create_task(self.fleet.remove(self.specs[model].model_id)))
-        self.run(asyncio.sleep(0))
-        self.specs[model] = self._new_spec()
-
-    @rule()
-    def prove(self) -> None:
-        self.proofs.append(self.loop.create_task(self.fleet.prove(self._new_spec(), ONE, [])))
-        self.run(asyncio.sleep(0))
-
-    @rule(is_broken=st.booleans())
-    def break_starts(self, is_broken: bool) -> None:
-        self.launcher.is_broken = is_broken
-
-    @rule(model=st.integers(0, 2))
-    def retire(self, model: int) -> None:
-        async def retire() -> None:
-            self.fleet.retire(self.specs[model].model_id)
-
-        self.run(retire())
-
-    @invariant()
-    def slots_and_memory_hold(self) -> None:
-        copies = [copy for model in self.fleet._models.values() for copy in model.copies]
-        for copy in copies:
-            assert 0 <= copy.in_flight <= copy.slots
-            assert copy.in_flight == len(copy.leases)
-            assert copy.state not in ENDED
-        for model in self.fleet._models.values():
-            undrained = [copy for copy in model.copies if copy.state is not State.DRAINING]
-            # One more while a copy of an earlier configuration is replaced.
-            assert len(undrained) <= 2 + any(rolling.is_outdated(copy, model.spec) for copy in undrained)
-        assert len(copies) <= 1 or room.used_bytes(copy.spec for copy in copies) <= self.memory
-
-    def teardown(self) -> None:
-        self.launcher.is_broken = False
-        for process in self.launcher.alive.values():
-            process.is_hung = process.is_stuck = False
-        for each in self.specs:
-            self.fleet.configure(each.model_id, Scaling())
-        self.run(asyncio.sleep(600))
-        assert all(each.done() for each in [*self.proofs, *self.removals]), "a proof run or a deletion never ended"
-        for proof in self.proofs:
-            assert proof.exception() is None or isinstance(proof.exception(), ServiceError)
-        assert not any(model.placed for model in self.fleet._models.values())
-        for request in self.requests:
-            assert request.done(), "a request was never answered"
-            if not request.cancelled() and request.exception() is not None:
-                assert isinstance(request.exception(), ServiceError)
-                assert not isinstance(request.exception(), ShuttingDown)
-        assert {model.spec.model_id for model in self.fleet._models.values()} <= {each.model_id for each in self.specs}
-        for model in self.fleet._models.values():
-            assert not any(rolling.is_outdated(copy, model.spec) for copy in model.copies)
-            assert len(model.queue) == 0
-            assert model.queue.next() is None
-            assert not any(copy.in_flight or copy.outstanding for copy in model.copies)
-        assert not self.fleet._lending.running
-        served = self.run(use(self.fleet, self.specs[0], for_s=0))  # it still serves, whatever came before
-        assert served
-        self.run(self.fleet.close(1))
-        assert not self.launcher.alive, "a process was left behind"
-        assert not [task for task in asyncio.all_tasks(self.loop) if not task.done()]
-        self.loop.close()
-
-
-TestAnySequenceOfEvents = FleetMachine.TestCase
-TestAnySequenceOfEvents.settings = settings(
-    max_examples=int(os.environ.get("OUTCROP_TEST_EXAMPLES", "40")),
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
 
 
 def test_an_hour_passes_on_the_virtual_clock_alone() -> None:

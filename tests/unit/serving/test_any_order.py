@@ -1,0 +1,291 @@
+"""The fleet under generated sequences of events, on virtual time: whatever happens in whatever order, it comes to rest.
+
+What must hold between any two events: no slot is lent twice or lost, no waiter is lost, no count is negative, every copy
+has one writer at most, memory and GPUs are nobody's twice. What must hold at the end: everything was answered, every
+copy runs as configured, no process and no task is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Awaitable
+from contextlib import aclosing
+from itertools import count
+from typing import Any, TypeVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from msgspec import structs
+from structlog.testing import capture_logs
+from tests.support.virtual import GB, FakeEngine, FakeLauncher, VirtualLoop, make_fleet, spec
+from tests.unit.serving.test_fleet import ONE, use
+
+from outcrop.engines.base import CopySpec
+from outcrop.errors import ServiceError, ShuttingDown
+from outcrop.inference.canonical import GenerateRequest
+from outcrop.serving import rolling, room
+from outcrop.serving.copies import Copy
+from outcrop.serving.fleet import Fleet
+from outcrop.serving.hold import Ask
+from outcrop.serving.lifecycle import ENDED, State
+from outcrop.serving.schedule import Floor, Scaling
+
+T = TypeVar("T")
+MODELS = 4
+DEFECTS = {"reconciling a model failed", "starting a copy hit a defect"}
+CHANGES = [
+    Scaling(),
+    Scaling(slots=1),
+    Scaling(slots=3, min_copies=1),
+    Scaling(context_tokens=128),
+    Scaling(arguments=("--x",), stop_idle=True),
+    Scaling(floors=(Floor(cron="* * * * *", for_s=30, min_copies=1),)),
+]
+
+
+class FleetMachine(RuleBasedStateMachine):
+    """Any order of requests (whole, streamed, retried, abandoned), crashes, hangs, failing starts, retirements, changed
+    configurations, deletions, proof runs and restarts, of two models on processors and two that share a GPU and sleep.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop, self.launcher = VirtualLoop(), FakeLauncher(start_s=1.0)
+        self.memory = 12 * GB
+        self.engine = FakeEngine(self.launcher)
+        self.engine.can_sleep = True
+        self.logged = capture_logs()
+        self.logs = self.logged.__enter__()
+        self.fleet = self.run(self._open())
+        self.restarts = 0
+        self.requests: list[asyncio.Task[str]] = []
+        self.names = count()
+        self.specs = [self._new_spec(number) for number in range(MODELS)]
+        self.proofs: list[asyncio.Task[Any]] = []
+        self.removals: list[asyncio.Task[None]] = []
+
+    def _new_spec(self, number: int = 0) -> CopySpec:
+        found = spec(f"model-{next(self.names)}", slots=2, weight_bytes=4 * GB, kv_bytes=GB // 10)
+        return structs.replace(found, gpus=1, threads=0, weight_bytes=0) if number >= MODELS // 2 else found
+
+    async def _open(self) -> Fleet:
+        fleet = make_fleet(
+            self.loop,
+            self.launcher,
+            memory_bytes=self.memory,
+            cores=4,
+            gpus=1,
+            engine=self.engine,
+            max_copies=2,
+            keep_alive_s=20,
+            probe_s=2,
+            stall_s=10,
+        )
+        await fleet.start()
+        return fleet
+
+    def run(self, work: Awaitable[T]) -> T:
+        return self.loop.run_until_complete(work)
+
+    @rule(
+        model=st.integers(0, MODELS - 1),
+        principal=st.sampled_from("pq"),
+        invocation=st.sampled_from([None, "1", "2", "3"]),
+        for_s=st.sampled_from([0.0, 0.5, 5.0]),
+        hold_s=st.sampled_from([0.0, 2.0, 55.0]),
+    )
+    def ask(self, model: int, principal: str, invocation: str | None, for_s: float, hold_s: float) -> None:
+        ask = Ask(principal=principal, invocation_id=invocation, size_bytes=10)
+        work = use(self.fleet, self.specs[model], for_s=for_s, hold_s=hold_s, ask=ask)
+        self.requests.append(self.loop.create_task(work))
+        self.run(asyncio.sleep(0))
+
+    @rule(
+        model=st.integers(0, MODELS - 1),
+        invocation=st.sampled_from([None, "1", "2"]),
+        tokens=st.integers(1, 60),
+        reads_every_s=st.sampled_from([0.0, 0.0, 3.0]),
+    )
+    def ask_stream(self, model: int, invocation: str | None, tokens: int, reads_every_s: float) -> None:
+        async def stream(what: CopySpec) -> str:
+            ask = Ask(principal="p", invocation_id=invocation)
+            with await self.fleet.acquire(what, hold_s=55, ask=ask, task=asyncio.current_task()) as lease:
+                request = GenerateRequest("completion", {"max_tokens": tokens})
+                async with aclosing(lease.engine.stream(lease.endpoint, request)) as chunks:
+                    async for _ in chunks:
+                        await asyncio.sleep(reads_every_s)
+                return lease.copy_id
+
+        self.requests.append(self.loop.create_task(stream(self.specs[model])))
+        self.run(asyncio.sleep(0))
+
+    @rule(number=st.integers(0, 30))
+    def leave(self, number: int) -> None:
+        if self.requests:
+            self.requests[number % len(self.requests)].cancel()
+            self.run(asyncio.sleep(0))
+
+    @rule(seconds=st.sampled_from([0.01, 0.3, 1.5, 30.0]))
+    def wait(self, seconds: float) -> None:
+        self.run(asyncio.sleep(seconds))
+
+    @rule(number=st.integers(0, 5))
+    def crash(self, number: int) -> None:
+        if processes := list(self.launcher.alive.values()):
+            processes[number % len(processes)].die()
+
+    @rule(number=st.integers(0, 5))
+    def hang(self, number: int) -> None:
+        if processes := list(self.launcher.alive.values()):
+            processes[number % len(processes)].is_hung = True
+
+    @rule(number=st.integers(0, 5), busy=st.sampled_from([0.0, 2.0]))
+    def stick(self, number: int, busy: float) -> None:
+        if processes := list(self.launcher.alive.values()):
+            process = processes[number % len(processes)]
+            process.is_stuck, process.busy = True, busy
+
+    @rule(model=st.integers(0, MODELS - 1), change=st.sampled_from(CHANGES))
+    def configure(self, model: int, change: Scaling) -> None:
+        async def configure() -> None:
+            self.fleet.configure(self.specs[model].model_id, change)
+
+        self.run(configure())
+
+    @rule(model=st.integers(0, MODELS - 1))
+    def remove(self, model: int) -> None:
+        self.removals.append(self.loop.create_task(self.fleet.remove(self.specs[model].model_id)))
+        self.run(asyncio.sleep(0))
+        self.specs[model] = self._new_spec(model)
+
+    @rule()
+    def prove(self) -> None:
+        self.proofs.append(self.loop.create_task(self.fleet.prove(self._new_spec(), ONE, [])))
+        self.run(asyncio.sleep(0))
+
+    @rule(is_broken=st.booleans())
+    def break_starts(self, is_broken: bool) -> None:
+        self.launcher.is_broken = is_broken
+
+    @rule(model=st.integers(0, MODELS - 1))
+    def retire(self, model: int) -> None:
+        async def retire() -> None:
+            self.fleet.retire(self.specs[model].model_id)
+
+        self.run(retire())
+
+    @rule(cache_slots=st.sampled_from([None, 1]))
+    def find_memory(self, cache_slots: int | None) -> None:
+        """What the engine finds room for, from the next start on."""
+        self.engine.cache_slots = cache_slots
+
+    @rule(garbage=st.booleans())
+    def wake_up_wrong(self, garbage: bool) -> None:
+        self.engine.says = "garbage" if garbage else "fine"
+
+    @rule()
+    def restart(self) -> None:
+        """The server ends and another one takes over: who waits hears it, who runs has a moment."""
+        self.restarts += 1
+        self.run(self.fleet.close(1))
+        assert not self.launcher.alive, "a process outlived its server"
+        for each in (*self.requests, *self.proofs, *self.removals):
+            each.cancel()  # its connection, or its job, ends with the server
+        self.run(asyncio.sleep(0.1))
+        assert not [task for task in asyncio.all_tasks(self.loop) if not task.done()]
+        self.fleet = self.run(self._open())
+
+    @property
+    def copies(self) -> list[Copy]:
+        return [copy for model in self.fleet._models.values() for copy in model.copies]
+
+    @invariant()
+    def no_waiter_is_lost(self) -> None:
+        """Who has no answer yet either stands in a queue or has a slot."""
+        for _ in range(5):
+            self.run(asyncio.sleep(0))
+        undone = {task for task in self.requests if not task.done()}
+        holding = {lease.task for copy in self.copies for lease in copy.leases} & undone
+        waiting = sum(len(model.queue) for model in self.fleet._models.values())
+        assert len(undone) == len(holding) + waiting
+
+    @invariant()
+    def every_copy_has_one_writer_at_most(self) -> None:
+        names = Counter(task.get_name() for task in asyncio.all_tasks(self.loop) if not task.done())
+        assert names["fleet"] == 1
+        for copy in self.copies:
+            writers = [names[f"{what}-{copy.copy_id}"] for what in ("start", "sleep", "stop")]
+            assert sum(writers) <= 1, (copy.state, writers)
+            assert names[f"watch-{copy.copy_id}"] <= 1
+
+    @invariant()
+    def nobody_met_a_defect(self) -> None:
+        assert not [entry for entry in self.logs if entry["event"] in DEFECTS]
+
+    @invariant()
+    def counts_are_what_they_count(self) -> None:
+        assert all(lease.copy in self.copies or lease.is_released for lease in self.fleet._lending._running.values())
+        for model in self.fleet._models.values():
+            assert model.failures >= 0
+            assert min(len(model.queue), model.queue.kept) >= 0
+
+    @invariant()
+    def slots_memory_and_gpus_hold(self) -> None:
+        copies = self.copies
+        taken = Counter(device for copy in copies for device in copy.spec.devices)
+        assert all(times == 1 for times in taken.values()), "two copies on one GPU"
+        for copy in copies:
+            assert copy.outstanding >= 0
+            assert 0 <= copy.in_flight <= copy.slots
+            assert copy.in_flight == len(copy.leases)
+            assert copy.state not in ENDED
+        for model in self.fleet._models.values():
+            undrained = [copy for copy in model.copies if copy.state is not State.DRAINING]
+            # One more while a copy of an earlier configuration is replaced.
+            assert len(undrained) <= 2 + any(rolling.is_outdated(copy, model.spec) for copy in undrained)
+        assert len(copies) <= 1 or room.used_bytes(copy.spec for copy in copies) <= self.memory
+
+    def teardown(self) -> None:
+        self.launcher.is_broken, self.engine.says, self.engine.cache_slots = False, "fine", None
+        for process in self.launcher.alive.values():
+            process.is_hung = process.is_stuck = False
+        for each in self.specs:
+            self.fleet.configure(each.model_id, Scaling())
+        self.run(asyncio.sleep(600))
+        assert all(each.done() for each in [*self.proofs, *self.removals]), "a proof run or a deletion never ended"
+        for proof in self.proofs:
+            if not proof.cancelled():
+                assert proof.exception() is None or isinstance(proof.exception(), ServiceError)
+        assert not any(model.placed for model in self.fleet._models.values())
+        for request in self.requests:
+            assert request.done(), "a request was never answered"
+            if not request.cancelled() and request.exception() is not None:
+                assert isinstance(request.exception(), ServiceError), request.exception()
+                assert self.restarts or not isinstance(request.exception(), ShuttingDown)
+        assert {model.spec.model_id for model in self.fleet._models.values()} <= {each.model_id for each in self.specs}
+        for model in self.fleet._models.values():
+            assert not any(rolling.is_outdated(copy, model.spec) for copy in model.copies)
+            assert len(model.queue) == 0
+            assert model.queue.next() is None
+            assert not any(copy.in_flight or copy.outstanding for copy in model.copies)
+        assert not self.fleet._lending.running
+        for each in self.specs:  # it still serves, whatever came before
+            assert self.run(use(self.fleet, each, for_s=0, hold_s=300))
+        self.run(self.fleet.close(1))
+        assert not self.launcher.alive, "a process was left behind"
+        assert not [task for task in asyncio.all_tasks(self.loop) if not task.done()]
+        self.nobody_met_a_defect()
+        self.logged.__exit__(None, None, None)
+        self.loop.close()
+
+
+TestAnySequenceOfEvents = FleetMachine.TestCase
+TestAnySequenceOfEvents.settings = settings(
+    max_examples=int(os.environ.get("OUTCROP_TEST_EXAMPLES", "40")),
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
