@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -408,9 +408,10 @@ def test_a_server_killed_again_and_again_costs_no_request_of_a_client_that_retri
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("end", [Server.kill, Server.stop], ids=["killed", "stopped"])
 @pytest.mark.parametrize(("closed", "open_s"), [(4, None), (0, 0.1)], ids=["closed loop", "open loop"])
-def test_a_server_killed_again_and_again_behind_a_held_socket_costs_no_request_of_a_client_as_it_comes(
-    tmp_path: Path, tiny: Path, closed: int, open_s: float | None
+def test_a_server_ended_again_and_again_behind_a_held_socket_costs_no_request_of_a_client_as_it_comes(
+    tmp_path: Path, tiny: Path, closed: int, open_s: float | None, end: Callable[[Server], object]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         server = Server(tmp_path / "home", listener=listener, **SETTINGS).start()
@@ -419,7 +420,7 @@ def test_a_server_killed_again_and_again_behind_a_held_socket_costs_no_request_o
             with Load(server, [arn], closed=closed, open_s=open_s) as load:
                 for _ in range(3):
                     settled(load)
-                    server.kill()
+                    end(server)
                     server.start()
                 settled(load)
         finally:
