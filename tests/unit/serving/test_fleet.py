@@ -154,6 +154,26 @@ def test_a_copy_that_starts_says_how_far_it_is_and_for_how_much_longer() -> None
     play(story, starts_in_parallel=2)
 
 
+def test_files_that_come_back_first_are_a_stage_and_part_of_the_measured_start() -> None:
+    async def bring_back(model_id: str) -> None:
+        await asyncio.sleep(3)
+
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        fleet.brings_back_with(bring_back)
+        fleet.learned("model", [(Tier.BUCKET, 10.0)])
+        waits = asyncio.create_task(use(fleet, spec()))
+        told = []
+        for _ in range(2):
+            await asyncio.sleep(2)
+            told += [(row.stage, row.share, row.remaining_s) for row in fleet.status()]
+        await waits
+        assert told == [("fetching", 0.2, 8.0), ("loading", 0.4, 6.0)]
+        fleet.learned("model", [(Tier.BUCKET, 1.0)] * 8)  # so that the ten seconds are no 90th percentile
+        assert fleet.model_status(spec()).wake_s["bucket"] == pytest.approx(5.0, abs=0.1)
+
+    play(story)
+
+
 def test_a_start_that_takes_longer_than_earlier_ones_says_so() -> None:
     known = ColdStarts()
     assert known.remaining(Tier.DISK, 1.0) is None
