@@ -66,7 +66,7 @@ def test_messages_answer_as_a_chat_completion(runtime: Any, model: str) -> None:
 
 
 def test_invoke_tells_token_counts_and_latency_in_headers(runtime: Any, model: str) -> None:
-    response = runtime.invoke_model(modelId=model, body='{"prompt":"for each","max_gen_len":3}')
+    response = runtime.invoke_model(modelId=model, body='{"prompt":"for each","max_gen_len":3,"temperature":0}')
     headers = response["ResponseMetadata"]["HTTPHeaders"]
 
     assert response["contentType"] == "application/json"
