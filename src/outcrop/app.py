@@ -210,6 +210,13 @@ async def running(
         audit = await asyncio.to_thread(_audit_log, settings)
         if audit is not None:
             metrics.watch(lambda: [(AUDIT_RECORDS, (), audit.written), (AUDIT_LOST, (), audit.lost)])
+        trail = AuditTrail(
+            audit,
+            router=router,
+            region=settings.region,
+            account=settings.account,
+            strangers_per_s=settings.audit_strangers_per_s,
+        )
         gateway = Gateway(
             authenticator=Authenticator(
                 credentials.store(),
@@ -244,13 +251,14 @@ async def running(
             observability=Observability(recorder=recorder, catalogue=catalogue, fleet=fleet),
             recorder=recorder,
             invocations=invocations,
-            audit=AuditTrail(audit, router=router, region=settings.region, account=settings.account),
+            audit=trail,
             addresses=ClientAddress(settings.trusted_proxies),
             max_body_bytes=settings.max_body_bytes,
             is_ready=lambda: is_ready,
         )
         if audit is not None:
             undo.push_async_callback(asyncio.to_thread, audit.close)
+            undo.callback(trail.tell_of_strangers, is_last=True)
             undo.push_async_callback(_ended, asyncio.create_task(audit.run(), name="audit"))
         if traces is not None:
             undo.push_async_callback(asyncio.to_thread, traces.close)

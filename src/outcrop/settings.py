@@ -160,6 +160,12 @@ class Settings(BaseSettings):
         ge=0,
         description="Bytes of the audit log from which the oldest files are removed earlier; 0 sets no limit.",
     )
+    audit_strangers_per_s: float = Field(
+        default=50,
+        ge=0,
+        description="Unauthenticated calls a second that are recorded one by one; more are added up by address once a "
+        "minute, so that a flood pushes no other record out. 0 records all.",
+    )
     trusted_proxies: list[str] = Field(
         default=[],
         description="Addresses or networks of proxies in front, whose `X-Forwarded-For` is believed (JSON: "

@@ -87,6 +87,10 @@ class AuditLog:
         """Add one record of CloudTrail's shape. Never raises: what cannot be written is lost and counted."""
         self.append_encoded(_encode(record))
 
+    def note(self, name: str, more: dict[str, Any]) -> None:
+        """Add a record of the server about itself."""
+        self.append(self._own(name, more))
+
     def append_encoded(self, record: bytes) -> None:
         """``append`` for a record that is one JSON object already."""
         if self._unsaid:

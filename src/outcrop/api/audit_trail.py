@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
+from outcrop.access.audit_flood import Strangers
 from outcrop.access.audit_log import AuditLog
 from outcrop.access.audit_record import Call, encode
 from outcrop.api.http import Called, Request
@@ -26,10 +27,16 @@ _KEY_ID = re.compile(r"Credential=([A-Z0-9]{16,128})/")
 
 
 class AuditTrail:
-    """Writes to *log*; None writes nothing. *account*: whose a stranger's calls are."""
+    """Writes to *log*; None writes nothing. *account*: whose a stranger's calls are.
 
-    def __init__(self, log: AuditLog | None, *, router: Router, region: str, account: str) -> None:
+    *strangers_per_s*: how many of them are recorded one by one (``audit_flood``).
+    """
+
+    def __init__(
+        self, log: AuditLog | None, *, router: Router, region: str, account: str, strangers_per_s: float = 0
+    ) -> None:
         self._log = log
+        self._strangers = Strangers(strangers_per_s, time.monotonic())
         self._router = router
         self._region = region
         self._account = account
@@ -42,6 +49,9 @@ class AuditTrail:
         if self._log is None or request.is_audited:
             return
         request.is_audited = True
+        self.tell_of_strangers()
+        if request.principal is None and not self._strangers.is_recorded(request.source_ip, time.monotonic()):
+            return
         facts, who, error = request.facts, request.principal, request.error
         called = request.called or (Called(BEDROCK, facts.operation, {}) if facts else self._meant(request))
         authorization = request.header_map().get("authorization", "")
@@ -68,6 +78,11 @@ class AuditTrail:
             message="" if error is None else error.message,
         )
         self._log.append_encoded(encode(call))
+
+    def tell_of_strangers(self, *, is_last: bool = False) -> None:
+        """Record how many calls of strangers had no record of their own, when that is due."""
+        if self._log is not None and (told := self._strangers.summary(time.monotonic(), is_last=is_last)):
+            self._log.note("RefusedCallsSummarised", told)
 
     def _meant(self, request: Request) -> Called:
         """What the path alone says, of a request that came to no door or whose door says no more."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from outcrop.importing.weights import ARTIFACT, WeightStore
+from outcrop.serving.unsealed import ENVELOPE
 
 LOOKS = 5
 
@@ -87,7 +88,7 @@ def _shared(folders: Mapping[str, Path], names: Mapping[str, str]) -> list[dict[
     facts: dict[str | int, tuple[str, int]] = {}
     for folder, name in ((folders[key], names[key]) for key in folders if key in names):
         record = folder / "fetched"
-        if record.exists():
+        if record.exists() and not (folder / ENVELOPE).exists():  # encrypted files are nobody else's
             for file, entry in json.loads(record.read_bytes())["files"].items():
                 owners[entry["sha256"]].add(name)
                 facts[entry["sha256"]] = file, entry["size_bytes"]

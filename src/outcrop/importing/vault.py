@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from outcrop.access.weight_keys import KEY_BYTES, WeightKeys
@@ -55,7 +56,11 @@ class Vault:
                     f"Encrypting needs {needed_bytes} bytes in memory ({self._memory}), {free} are free. Free memory, "
                     "or mount a larger tmpfs there."
                 )
-            target.mkdir(mode=0o700)
+            try:
+                target.mkdir(mode=0o700)
+            except FileNotFoundError:  # another job, the last one there, has just tidied up
+                self._folder.mkdir(mode=0o700, exist_ok=True)
+                target.mkdir(mode=0o700)
         if not link.is_symlink():
             remove(link)
             link.symlink_to(target)
@@ -74,6 +79,7 @@ class Vault:
         await in_thread(part.rename, final)
         await in_thread(self._store.synced, final.parent)
         await in_thread(self._store.discard_job, job.job_id)
+        await in_thread(self._tidy)
 
     def reopen(self, job: ImportJob) -> None:
         """Begin a job again that was published and never completed: its plain files are gone. Blocks."""
@@ -85,6 +91,11 @@ class Vault:
         for entry in self._folder.glob("*"):
             if entry.name not in known:
                 shutil.rmtree(entry, ignore_errors=True)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        with suppress(OSError):  # it is not there, or a job is at work in it
+            self._folder.rmdir()
 
 
 def _begin(staged: Path, part: Path) -> list[str]:
