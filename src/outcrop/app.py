@@ -18,11 +18,19 @@ import msgspec
 import structlog
 import uvloop
 
+from outcrop.access import sealing
 from outcrop.access.audit_log import AuditLog, load_key
 from outcrop.access.authenticate import Authenticator
-from outcrop.access.bootstrap import Credentials, load_or_create
+from outcrop.access.authorizer import Authorizer, ResourcePolicies
+from outcrop.access.bootstrap import Credentials, ensure, load_or_create
+from outcrop.access.directory import Directory
+from outcrop.access.import_roles import ImportRoles
+from outcrop.access.quotas import Quotas
+from outcrop.access.sessions import Sessions
 from outcrop.access.tls import ServerTls
+from outcrop.access.web_identity import WebIdentities
 from outcrop.access.weight_keys import WeightKeys
+from outcrop.api.access_door import AccessDoor
 from outcrop.api.admin import Admin
 from outcrop.api.audit_trail import AuditTrail
 from outcrop.api.bedrock import Bedrock
@@ -30,16 +38,20 @@ from outcrop.api.bedrock_agent_runtime import BedrockAgentRuntime
 from outcrop.api.bedrock_runtime import BedrockRuntime
 from outcrop.api.client_address import ClientAddress
 from outcrop.api.generation import Generation
+from outcrop.api.iam import IAM
+from outcrop.api.identity_door import IdentityDoor
 from outcrop.api.listener.door import Limits
 from outcrop.api.listener.listening import listening
 from outcrop.api.observability import Observability
 from outcrop.api.openai import OpenAI
 from outcrop.api.operations import Operations
+from outcrop.api.permissions import Permissions
 from outcrop.api.responses import Responses
 from outcrop.api.routes import Gateway
 from outcrop.api.sagemaker import SageMaker, remember
 from outcrop.api.sagemaker_door import SageMakerDoor
 from outcrop.api.sagemaker_runtime import SageMakerRuntime
+from outcrop.api.sts import STS
 from outcrop.api.usage import UsageDoor
 from outcrop.awswire.service import Router, Service
 from outcrop.engines.base import Engine
@@ -60,6 +72,7 @@ from outcrop.launchers import machine
 from outcrop.launchers.local import LocalLauncher
 from outcrop.metering.ledger import Ledger
 from outcrop.metering.meter import About, Meter
+from outcrop.registry.identity_records import IdentityRecords
 from outcrop.registry.records import ImportedModel
 from outcrop.registry.sagemaker_records import SageMakerRecords
 from outcrop.registry.serving_records import ServingRecords
@@ -125,6 +138,11 @@ async def running(
         registry = await asyncio.to_thread(Registry.open, settings.database)
         undo.callback(registry.close)
         await asyncio.to_thread(registry.sweep)
+        sealer = await asyncio.to_thread(sealing.load_or_create, settings.secret_key)
+        directory = Directory(IdentityRecords(registry), sealer, account=credentials.account)
+        await ensure(directory, credentials)
+        quotas = Quotas(IdentityRecords(registry))
+        await asyncio.to_thread(quotas.load)
         store = await asyncio.to_thread(WeightStore, settings.store)
         hardware = await asyncio.to_thread(
             detect, settings.cpu_cores or machine.cores(), machine.memory_bytes(), settings.gpus
@@ -183,12 +201,15 @@ async def running(
             catalogue.remove(model)
             await fleet.remove(model.model_id)
 
+        authorizer = Authorizer(directory, ResourcePolicies(registry.attachments), region=settings.region)
+        sessions = Sessions(sealer)
         importer = Importer(
             settings=settings,
             registry=registry,
             store=store,
             fleet=fleet,
             engines=found,
+            roles=ImportRoles(directory, authorizer, region=settings.region),
             spec=catalogue.spec,
             on_model=on_model,
             on_withdrawn=on_withdrawn,
@@ -205,6 +226,13 @@ async def running(
         )
         sagemaker = SageMaker(region=settings.region, records=sagemaker_records, endpoints=endpoints)
         sagemaker_runtime = SageMakerRuntime(endpoints, sagemaker_records)
+        permissions = Permissions(
+            authorizer,
+            catalogue=catalogue,
+            registry=registry,
+            region=settings.region,
+            account=credentials.account,
+        )
         is_ready = False
         router = Router([Service("bedrock"), Service("bedrock-runtime"), Service("bedrock-agent-runtime")])
         audit = await asyncio.to_thread(_audit_log, settings)
@@ -219,10 +247,11 @@ async def running(
         )
         gateway = Gateway(
             authenticator=Authenticator(
-                credentials.store(),
+                directory,
                 region=settings.region,
                 now=lambda: datetime.now(UTC),
-                services=("bedrock", "sagemaker"),
+                services=("bedrock", "sagemaker", "iam", "sts"),
+                sessions=sessions,
             ),
             router=router,
             bedrock=Bedrock(
@@ -232,6 +261,7 @@ async def running(
                 catalogue=catalogue,
                 fleet=fleet,
                 store=store,
+                quotas=quotas,
                 invocations=invocations,
             ),
             runtime=BedrockRuntime(catalogue, generation),
@@ -247,12 +277,19 @@ async def running(
                 settings=settings,
                 usage=UsageDoor(meter=meter, ledger=usage, registry=registry),
             ),
-            sagemaker=SageMakerDoor(sagemaker, sagemaker_runtime),
+            sagemaker=SageMakerDoor(sagemaker, sagemaker_runtime, permissions),
+            access=AccessDoor(directory, authorizer, quotas, region=settings.region),
+            identity=IdentityDoor(
+                IAM(directory, authorizer),
+                STS(directory, authorizer, sessions, WebIdentities(settings.oidc_providers)),
+            ),
             observability=Observability(recorder=recorder, catalogue=catalogue, fleet=fleet),
             recorder=recorder,
             invocations=invocations,
             audit=trail,
             addresses=ClientAddress(settings.trusted_proxies),
+            permissions=permissions,
+            quotas=quotas,
             max_body_bytes=settings.max_body_bytes,
             is_ready=lambda: is_ready,
         )

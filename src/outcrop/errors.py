@@ -8,16 +8,18 @@
         ├── Refused                    the caller got it wrong; asking again changes nothing
         │   ├── InvalidRequest
         │   │   ├── MalformedBody
+        │   │   ├── MalformedPolicy
         │   │   ├── PromptTooLong
         │   │   └── ChatTemplateMissing
         │   ├── BodyTooLarge
         │   ├── NotAuthenticated       MissingCredentials, UnknownCredentials, BadSignature,
         │   │                          IncompleteSignature, ExpiredCredentials
+        │   │                          IdentityTokenRefused, ExpiredIdentityToken
         │   ├── NotAllowed
-        │   ├── NotFound               JobNotFound, ModelNotFound, ResourceNotFound, PolicyNotFound
-        │   ├── NameTaken
-        │   ├── ModelInUse, EngineMissing, JobEnded
-        │   ├── QuotaExceeded
+        │   ├── NotFound               JobNotFound, ModelNotFound, ResourceNotFound, PolicyNotFound, NoSuchEntity
+        │   ├── NameTaken              EntityExists
+        │   ├── ModelInUse, EngineMissing, JobEnded, DeleteConflict
+        │   ├── QuotaExceeded          LimitExceeded
         │   ├── TooManyTags
         │   ├── SourceRefused          SourceMissing, SourceDenied, SourceChanged
         │   └── UnknownOperation
@@ -64,6 +66,10 @@ class MalformedBody(InvalidRequest):
     """The body is not what its content type says, for example not JSON."""
 
 
+class MalformedPolicy(InvalidRequest):
+    """A policy document does not follow the grammar of its kind."""
+
+
 class PromptTooLong(InvalidRequest):
     """Prompt and requested output do not fit the model's context."""
 
@@ -100,6 +106,14 @@ class ExpiredCredentials(NotAuthenticated):
     """The signature's date is outside the window, or the key has expired."""
 
 
+class IdentityTokenRefused(NotAuthenticated):
+    """The token of an identity provider proves nothing here."""
+
+
+class ExpiredIdentityToken(IdentityTokenRefused):
+    """The token of an identity provider has expired."""
+
+
 class NotAllowed(Refused):
     """The principal is known but may not do this."""
 
@@ -124,8 +138,20 @@ class PolicyNotFound(NotFound):
     """The resource has no policy of its own."""
 
 
+class NoSuchEntity(NotFound):
+    """No user, role, key or policy of this name exists in the account."""
+
+
 class NameTaken(Refused):
     """A job or model of that name exists in this account and region."""
+
+
+class EntityExists(NameTaken):
+    """A user, a role or an account of that name exists."""
+
+
+class DeleteConflict(Refused):
+    """A user or a role still has keys or policies."""
 
 
 class ModelInUse(Refused):
@@ -142,6 +168,10 @@ class JobEnded(Refused):
 
 class QuotaExceeded(Refused):
     """An account limit is reached; the message names the quota and its value."""
+
+
+class LimitExceeded(QuotaExceeded):
+    """A user or a role would have more keys, tags or policy text than IAM allows."""
 
 
 class TooManyTags(Refused):

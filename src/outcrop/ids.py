@@ -57,6 +57,12 @@ def imported_model_id(arn: str) -> ModelId | None:
     return ModelId(match.group(3)) if match else None
 
 
+def imported_model_account(arn: str) -> str | None:
+    """The account inside an imported-model ARN; None when *arn* is not one."""
+    match = _IMPORTED_MODEL_ARN.fullmatch(arn)
+    return match.group(2) if match else None
+
+
 def import_job_id(arn: str) -> JobId | None:
     """The job id inside a model-import-job ARN; None when *arn* is not one."""
     match = _IMPORT_JOB_ARN.fullmatch(arn)

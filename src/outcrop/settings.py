@@ -54,6 +54,16 @@ class ObjectStore(BaseModel):
         return secret
 
 
+class OidcProvider(BaseModel):
+    """One OpenID Connect provider whose tokens AssumeRoleWithWebIdentity takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    issuer: str = Field(pattern=r"^https?://\S+$", description="The tokens' `iss`, exactly.")
+    audiences: tuple[str, ...] = Field(min_length=1, description="Values of `aud` that are taken.")
+    jwks: str = Field(description="File or http(s) address of the provider's public keys (a JWK set).")
+
+
 class Simulated(BaseModel):
     """The simulated engine: takes an engine's time and computes nothing."""
 
@@ -118,6 +128,16 @@ class Settings(BaseSettings):
     account: str = Field(default="000000000000", pattern=r"^[0-9]{12}$", description="Account id made at first start.")
     region: str = Field(
         default="us-east-1", pattern=r"^[a-z0-9-]{1,20}$", description="Region this server answers for."
+    )
+    secret_key_file: Path | None = Field(
+        default=None,
+        description="File with the key (32 bytes in base64, mode 0600) that secret access keys and session tokens are "
+        "sealed with; every node needs the same one. Unset: `secret.key` of the home, made at the first start.",
+    )
+    oidc_providers: tuple[OidcProvider, ...] = Field(
+        default=(),
+        description="Identity providers for AssumeRoleWithWebIdentity (TOML: `[[oidc_providers]]`; variable: JSON): "
+        "`issuer`, `audiences`, `jwks` (a file or an address). Every account's roles may trust them.",
     )
     log_level: str = Field(
         default="info", pattern="^(debug|info|warning|error)$", description="Least severity that is logged."
@@ -426,6 +446,10 @@ class Settings(BaseSettings):
     def store(self) -> Path:
         """Folder of the content-addressed weight store."""
         return self.home / "store"
+
+    @property
+    def secret_key(self) -> Path:
+        return self.secret_key_file or self.home / "secret.key"
 
     @property
     def database(self) -> Path:

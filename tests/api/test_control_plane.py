@@ -170,8 +170,14 @@ def test_a_list_call_out_of_range_is_refused(bedrock: Any, given: dict[str, Any]
     refused(lambda: bedrock.list_model_import_jobs(**given), "ValidationException")
 
 
-def test_a_resource_of_another_account_or_region_is_not_found(bedrock: Any, model: str, failed: list[str]) -> None:
-    for change in (("000000000000", "123456789012"), ("us-east-1", "us-west-2"), ("arn:aws:", "arn:aws-cn:")):
+def test_a_resource_of_another_account_is_denied_and_one_of_another_region_not_found(
+    bedrock: Any, model: str, failed: list[str]
+) -> None:
+    for change, code, status in (
+        (("000000000000", "123456789012"), "AccessDeniedException", 403),
+        (("us-east-1", "us-west-2"), "ResourceNotFoundException", 404),
+        (("arn:aws:", "arn:aws-cn:"), "ResourceNotFoundException", 404),
+    ):
         theirs, their_job = model.replace(*change), failed[0].replace(*change)
         for call in (
             lambda: bedrock.get_imported_model(modelIdentifier=theirs),  # noqa: B023  (called at once)
@@ -179,7 +185,7 @@ def test_a_resource_of_another_account_or_region_is_not_found(bedrock: Any, mode
             lambda: bedrock.get_model_import_job(jobIdentifier=their_job),  # noqa: B023
             lambda: bedrock.list_tags_for_resource(resourceARN=theirs),  # noqa: B023
         ):
-            refused(call, "ResourceNotFoundException", 404)
+            refused(call, code, status)
 
 
 @pytest.mark.parametrize("kind", ["job", "model"])

@@ -95,3 +95,35 @@ def test_errors_name_the_exception_and_fail_the_command(aws: Run, roomy_model: s
     assert refused.returncode != 0
     assert "(ResourceNotFoundException) when calling the Converse operation" in unknown.stderr
     assert "(ValidationException) when calling the Converse operation" in refused.stderr
+
+
+def test_a_user_is_made_and_assumes_a_role(aws: Run, environment: dict[str, str]) -> None:
+    user = answer(aws("iam", "create-user", "--user-name", "from-cli"))["User"]
+    document = json.dumps(
+        {
+            "Version": "2012-10-17",
+            "Statement": [{"Effect": "Allow", "Principal": {"AWS": user["Arn"]}, "Action": "sts:AssumeRole"}],
+        }
+    )
+    role = answer(aws("iam", "create-role", "--role-name", "cli", "--assume-role-policy-document", document))["Role"]
+    assert role["AssumeRolePolicyDocument"] == json.loads(document)
+    allow = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "bedrock:List*", "Resource": "*"}]}
+    put = ["--role-name", "cli", "--policy-name", "list", "--policy-document", json.dumps(allow)]
+    assert aws("iam", "put-role-policy", *put).returncode == 0
+    key = answer(aws("iam", "create-access-key", "--user-name", "from-cli"))["AccessKey"]
+
+    def as_user(keys: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+        given = {
+            **environment,
+            "AWS_ACCESS_KEY_ID": keys["AccessKeyId"],
+            "AWS_SECRET_ACCESS_KEY": keys["SecretAccessKey"],
+            "AWS_SESSION_TOKEN": keys.get("SessionToken", ""),
+        }
+        command = [str(FOREIGN / "awscli" / "bin" / "aws"), "--output", "json", *arguments]
+        return subprocess.run(command, env=given, capture_output=True, text=True, timeout=60, check=False)
+
+    assert answer(as_user(key, "sts", "get-caller-identity"))["Arn"] == user["Arn"]
+    refused = as_user(key, "bedrock", "list-imported-models")
+    assert "is not authorized to perform: bedrock:ListImportedModels" in refused.stderr
+    assumed = as_user(key, "sts", "assume-role", "--role-arn", role["Arn"], "--role-session-name", "from-cli")
+    assert answer(as_user(answer(assumed)["Credentials"], "bedrock", "list-imported-models"))["modelSummaries"]

@@ -12,7 +12,6 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +21,12 @@ import uvloop
 from botocore.config import Config
 
 from outcrop.access.authenticate import Authenticator
-from outcrop.access.identities import AccessKey, BearerKey, MemoryCredentials, Principal
+from outcrop.access.authorizer import Authorizer, ResourcePolicies
+from outcrop.access.bootstrap import EVERYTHING
+from outcrop.access.directory import Directory
+from outcrop.access.identities import IdentityKind, Principal
+from outcrop.access.quotas import Quotas
+from outcrop.access.sealing import Sealer
 from outcrop.access.tls import ServerTls
 from outcrop.api.audit_trail import AuditTrail
 from outcrop.api.bedrock_runtime import EVENT_STREAM
@@ -30,9 +34,12 @@ from outcrop.api.claims import opened
 from outcrop.api.client_address import ClientAddress
 from outcrop.api.http import Response, Stream
 from outcrop.api.listener.listening import listening
+from outcrop.api.permissions import Permissions
 from outcrop.api.routes import Gateway
 from outcrop.awswire.eventstream import encode_chunk
 from outcrop.awswire.service import Router, Service
+from outcrop.registry.identity_records import IdentityRecords
+from outcrop.registry.store import Registry
 from outcrop.settings import Settings
 from outcrop.telemetry.invocation_log import InvocationLog
 from outcrop.telemetry.metrics import Metrics
@@ -40,7 +47,7 @@ from outcrop.telemetry.recorder import Recorder
 from outcrop.telemetry.request_log import RequestLog
 
 KEY, SECRET, BEARER = "AKIAABCDEFGHIJKLMNOP", "s" * 40, "bearer-key"
-_ME = Principal("000000000000", "arn:aws:iam::000000000000:user/me")
+ACCOUNT, REGION = "000000000000", "us-east-1"
 CHUNK = b"x" * 65536
 
 
@@ -114,14 +121,28 @@ class FrontDoor:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        store = MemoryCredentials([AccessKey(KEY, SECRET, _ME)], [BearerKey(sha256(BEARER.encode()).hexdigest(), _ME)])
+        registry = Registry.open(self.settings.home / "front.db")
+        directory = Directory(IdentityRecords(registry), Sealer(b"k" * 32), account=ACCOUNT)
+        me = await directory.create(ACCOUNT, IdentityKind.USER, "me", policies={"all": EVERYTHING})
+        await directory.add_access_key(me, KEY, SECRET)
+        await directory.add_bearer_key(me, lambda _: BEARER)
+        catalogue: Any = SimpleNamespace(id_of=lambda account, identifier: None)
         made = {
-            "authenticator": Authenticator(store, region="us-east-1", now=lambda: datetime.now(UTC)),
+            "authenticator": Authenticator(directory, region=REGION, now=lambda: datetime.now(UTC)),
+            "quotas": Quotas(IdentityRecords(registry)),
+            "permissions": Permissions(
+                Authorizer(directory, ResourcePolicies(registry.attachments), region=REGION),
+                catalogue=catalogue,
+                registry=registry,
+                region=REGION,
+                account=ACCOUNT,
+            ),
             "router": Router([Service("bedrock"), Service("bedrock-runtime")]),
             "bedrock": SimpleNamespace(handlers={}),
             "runtime": self.runtime,
             "agents": SimpleNamespace(handlers={}),
             "sagemaker": SimpleNamespace(is_meant=lambda request: False),
+            "identity": SimpleNamespace(is_meant=lambda request: False),
             "recorder": Recorder(Metrics(), RequestLog(None, most_bytes=0, kept=10), slow_s=5),
             "invocations": InvocationLog(Refusing(), region="us-east-1", most_bytes=0),
             "audit": AuditTrail(None, router=Router([]), region="us-east-1", account=""),

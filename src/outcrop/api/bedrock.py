@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from outcrop.access.identities import Principal
+from outcrop.access.quotas import JOBS, MODELS, Quotas
 from outcrop.api import bedrock_resources
 from outcrop.api.bedrock_resources import Resources, checked_tags
 from outcrop.api.pages import listing, page, when, with_one_more
@@ -55,6 +56,7 @@ class Bedrock:
         catalogue: Catalogue,
         fleet: Fleet,
         store: WeightStore,
+        quotas: Quotas,
         invocations: InvocationLog,
     ) -> None:
         self._region = region
@@ -63,6 +65,8 @@ class Bedrock:
         self._catalogue = catalogue
         self._fleet = fleet
         self._store = store
+        self._quotas = quotas
+        self._counting = asyncio.Lock()  # between a count and what adds to it
         resources = Resources(region=region, registry=registry, invocations=invocations)
         self.handlers: dict[str, Handler] = {
             **{name: getattr(self, method) for name, method in OPERATIONS.items()},
@@ -96,8 +100,19 @@ class Bedrock:
             modified_at=now,
             ended_at=None,
         )
-        stored = await self._importer.submit(job)
+        async with self._counting:
+            await self._check_quotas(principal.account)
+            stored = await self._importer.submit(job)
         return {"jobArn": self._job_arn(stored)}
+
+    async def _check_quotas(self, account: str) -> None:
+        """Raises QuotaExceeded where one more job, or the model that it will bring, is too many for *account*."""
+        models, jobs = await asyncio.gather(
+            asyncio.to_thread(self._registry.all_models), asyncio.to_thread(self._registry.unfinished_jobs)
+        )
+        running = sum(job.account == account for job in jobs)
+        self._quotas.check_count(account, JOBS, running)
+        self._quotas.check_count(account, MODELS, running + sum(model.account == account for model in models))
 
     async def get_job(self, params: Mapping[str, Any], principal: Principal) -> dict[str, Any]:
         identifier = params["jobIdentifier"]

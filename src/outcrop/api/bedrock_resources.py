@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from outcrop.access.identities import Principal
-from outcrop.awswire.documents import decode_object
+from outcrop.access.policy import Kind, parse
 from outcrop.errors import InvalidRequest, JobNotFound, ModelNotFound, ResourceNotFound, ServiceError, TooManyTags
 from outcrop.ids import import_job_id, import_job_resource, imported_model_id, imported_model_resource, is_own_arn
 from outcrop.registry.attachments import MAX_TAGS, tag_map
@@ -62,11 +62,9 @@ class Resources:
         return {"tags": [{"key": key, "value": value} for key, value in tags.items()]}
 
     async def put_policy(self, params: Mapping[str, Any], principal: Principal) -> dict[str, Any]:
-        """Keep a policy document for an imported model."""
+        """Keep a policy document for an imported model; it has a say from the next request on."""
         arn, text = params["resourceArn"], params["resourcePolicy"]
-        document = decode_object(text.encode(), "The resource policy is not a valid policy document")
-        if not isinstance(document.get("Statement"), list | dict):
-            raise InvalidRequest("The resource policy is not a valid policy document: it has no Statement.")
+        parse(text, Kind.RESOURCE)
         try:
             resource = await self._model(arn, principal)
         except ResourceNotFound as exc:  # an error that this operation does not have

@@ -12,6 +12,7 @@ from outcrop.access.identities import Principal
 from outcrop.api.generation import Generation, Measured, usage_or_zero
 from outcrop.api.holding import stream_when_ready
 from outcrop.api.http import Response, Stream
+from outcrop.api.permissions import owner_of
 from outcrop.api.wire_errors import AWS, wire_error
 from outcrop.awswire.documents import decode_object
 from outcrop.awswire.eventstream import encode_chunk, encode_event, encode_exception
@@ -146,7 +147,7 @@ class BedrockRuntime:
         return {"inputTokens": await self._generation.count_tokens(served, request, measured)}
 
     def _find(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> Served:
-        served = self._catalogue.find(principal.account, params["modelId"])
+        served = self._catalogue.find(owner_of(params["modelId"], principal), params["modelId"])
         measured.of_engine(served.spec.engine)
         measured.of_model(served.facts.name, served.facts.model_id)
         return served

@@ -12,6 +12,7 @@ from typing import Any
 
 from outcrop.access.authenticate import merge
 from outcrop.access.identities import Principal
+from outcrop.access.quotas import Ticket
 from outcrop.api.listener.exchange import LEFT, Message, Receive, Scope, Send
 from outcrop.errors import BodyTooLarge, MalformedBody, ServiceError
 from outcrop.telemetry.requests import RequestFacts
@@ -44,14 +45,17 @@ class Request:
         "facts",
         "headers",
         "is_audited",
+        "is_secure",
         "method",
         "notes",
         "principal",
         "query",
         "raw_path",
         "request_id",
+        "signed_for",
         "source_ip",
         "started",
+        "ticket",
     )
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
@@ -59,6 +63,9 @@ class Request:
         self.raw_path: bytes = scope["raw_path"].partition(b"?")[0]
         self.query: bytes = scope["query_string"]
         self.headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self.ticket: Ticket | None = None  # of a request that quotas count
+        self.signed_for = ""  # the service in the scope of its signature
+        self.is_secure: bool = scope.get("scheme") == "https"
         self.request_id = str(uuid.uuid4())
         self.started = time.perf_counter()
         self.notes: list[tuple[str, str]] = []  # headers that its answer gets, whatever the answer is

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -12,6 +12,7 @@ from outcrop.access.identities import Principal
 from outcrop.api.generation import Generation, Measured, usage_or_zero
 from outcrop.api.holding import stream_when_ready
 from outcrop.api.http import Response, Stream
+from outcrop.api.permissions import owner_of
 from outcrop.api.wire_errors import openai_error
 from outcrop.awswire.documents import decode_object
 from outcrop.errors import InvalidRequest, ServiceError
@@ -24,6 +25,7 @@ from outcrop.inference.openai_completion import OpenAICompletion, include_usage
 from outcrop.inference.route import refuse_to_generate
 from outcrop.serving.catalogue import Catalogue, Served
 
+Permit = Callable[[str, bool], None]  # (model, whether it streams): raises NotAllowed
 HEARTBEAT = b": waiting for a copy\n\n"
 
 
@@ -41,10 +43,10 @@ class OpenAI:
     def model(self, principal: Principal, name: str) -> Response:
         return _json(_model(self._catalogue.find(principal.account, name)))
 
-    async def embeddings(self, raw: bytes, principal: Principal, measured: Measured) -> Response:
+    async def embeddings(self, raw: bytes, principal: Principal, measured: Measured, permit: Permit) -> Response:
         """Raises InvalidRequest for a model that generates text."""
         body = decode_object(raw, "The body is not valid JSON")
-        served = self._find(body, principal)
+        served = self._find(body, principal, permit)
         measured.of_engine(served.spec.engine)
         measured.of_model(served.facts.name, served.facts.model_id)
         found = await self._generation.embed(served, OPENAI_EMBEDDINGS.decode(body), measured)
@@ -52,10 +54,12 @@ class OpenAI:
         answer = OPENAI_EMBEDDINGS.encode(found, body, context)
         return _json(answer, [("x-outcrop-gateway-ms", f"{measured.gateway_ms():.3f}")])
 
-    async def generate(self, kind: str, raw: bytes, principal: Principal, measured: Measured) -> Response | Stream:
+    async def generate(
+        self, kind: str, raw: bytes, principal: Principal, measured: Measured, permit: Permit
+    ) -> Response | Stream:
         """Answer ``/v1/chat/completions`` (*kind* ``chat``) or ``/v1/completions``."""
         body = decode_object(raw, "The body is not valid JSON")
-        served = self._find(body, principal)
+        served = self._find(body, principal, permit)
         measured.of_engine(served.spec.engine)
         measured.of_model(served.facts.name, served.facts.model_id)
         refuse_to_generate(served.facts)
@@ -97,12 +101,13 @@ class OpenAI:
         opened = await stream_when_ready(pending, parts, heartbeat=HEARTBEAT, every_s=every_s, failed=_failed)
         return Stream(200, headers, opened)
 
-    def _find(self, body: dict[str, Any], principal: Principal) -> Served:
-        """The model that *body* names, by name, ARN or id."""
+    def _find(self, body: dict[str, Any], principal: Principal, permit: Permit) -> Served:
+        """The model that *body* names, by name, ARN or id, once *permit* let the caller have it."""
         name = body.get("model")
         if not isinstance(name, str) or not name:
             raise InvalidRequest("model is required: the name or ARN of an imported model.", param="model")
-        return self._catalogue.find(principal.account, name)
+        permit(name, body.get("stream") is True)
+        return self._catalogue.find(owner_of(name, principal), name)
 
 
 def _failed(exc: ServiceError) -> bytes:

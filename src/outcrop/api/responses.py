@@ -13,6 +13,8 @@ from outcrop.access.identities import Principal
 from outcrop.api.generation import Generation, Measured, usage_or_zero
 from outcrop.api.holding import stream_when_ready
 from outcrop.api.http import Response, Stream
+from outcrop.api.openai import Permit
+from outcrop.api.permissions import owner_of
 from outcrop.api.wire_errors import OPENAI, wire_error
 from outcrop.awswire.documents import decode_object
 from outcrop.errors import InvalidRequest, NotFound, ServiceError
@@ -36,13 +38,14 @@ class Responses:
         self._generation = generation
         self._kept = _Kept(KEPT_BYTES)
 
-    async def create(self, raw: bytes, principal: Principal, measured: Measured) -> Response | Stream:
+    async def create(self, raw: bytes, principal: Principal, measured: Measured, permit: Permit) -> Response | Stream:
         """Raises InvalidRequest, NotFound for a response to follow that is not kept, and what generation raises."""
         body = decode_object(raw, "The body is not valid JSON")
         name = body.get("model")
         if not isinstance(name, str) or not name:
             raise InvalidRequest("model is required: the name or ARN of an imported model.", param="model")
-        served = self._catalogue.find(principal.account, name)
+        permit(name, body.get("stream") is True)
+        served = self._catalogue.find(owner_of(name, principal), name)
         measured.of_engine(served.spec.engine)
         measured.of_model(served.facts.name, served.facts.model_id)
         refuse_to_generate(served.facts)

@@ -10,8 +10,10 @@ from urllib.parse import unquote
 import msgspec
 import structlog
 
-from outcrop.access.authenticate import Authenticator
+from outcrop.access.authenticate import GLOBAL, Authenticator
 from outcrop.access.identities import Principal
+from outcrop.access.quotas import Quotas
+from outcrop.api.access_door import AccessDoor
 from outcrop.api.admin import Admin
 from outcrop.api.audit_trail import BEDROCK, AuditTrail, named
 from outcrop.api.bedrock import Bedrock
@@ -21,11 +23,13 @@ from outcrop.api.client_address import ClientAddress
 from outcrop.api.generation import Measured
 from outcrop.api.holding import patience
 from outcrop.api.http import ClientGone, Request, Response, Stream, respond, while_connected
+from outcrop.api.identity_door import IdentityDoor
 from outcrop.api.invocation_capture import captured
 from outcrop.api.listener.exchange import Receive, Scope, Send
 from outcrop.api.observability import Observability
 from outcrop.api.openai import OpenAI
 from outcrop.api.operations import Operations
+from outcrop.api.permissions import Permissions, origin_of
 from outcrop.api.refusals import REFUSED_FOR_IMPORTED_MODELS, refusal
 from outcrop.api.responses import Responses
 from outcrop.api.sagemaker_door import SageMakerDoor
@@ -33,7 +37,16 @@ from outcrop.api.wire_errors import aws_error, openai_error, stream_defect
 from outcrop.awswire.parse import request as parse_request
 from outcrop.awswire.serialize import serialize_response
 from outcrop.awswire.service import Router
-from outcrop.errors import EngineFault, MalformedBody, NotFound, ServiceError, ServiceFault, UnknownOperation
+from outcrop.errors import (
+    BadSignature,
+    EngineFault,
+    MalformedBody,
+    NotFound,
+    ServiceError,
+    ServiceFault,
+    UnknownOperation,
+)
+from outcrop.ids import imported_model_id
 from outcrop.telemetry.invocation_log import InvocationLog
 from outcrop.telemetry.recorder import Recorder
 from outcrop.telemetry.requests import traceparent
@@ -44,6 +57,12 @@ _JSON = [("content-type", "application/json")]
 _DEFECT = ServiceFault("The server failed on this request; its log has the details.")
 # Tells whoever would keep a model warm by calls that this server needs none (``outcrop keepwarm``).
 _HEALTH = [("content-type", "text/plain; charset=utf-8"), ("x-outcrop-server", "1")]
+
+
+# Operations that generate; quotas count these, and what the OpenAI API has of them.
+_COUNTED = frozenset(
+    {"InvokeModel", "InvokeModelWithResponseStream", "Converse", "ConverseStream", "RetrieveAndGenerate"}
+)
 
 
 class Gateway:
@@ -62,11 +81,15 @@ class Gateway:
         admin: Admin,
         operations: Operations,
         sagemaker: SageMakerDoor,
+        identity: IdentityDoor,
+        access: AccessDoor,
         observability: Observability,
         recorder: Recorder,
         invocations: InvocationLog,
         audit: AuditTrail,
         addresses: ClientAddress,
+        permissions: Permissions,
+        quotas: Quotas,
         max_body_bytes: int,
         is_ready: Callable[[], bool],
     ) -> None:
@@ -79,11 +102,15 @@ class Gateway:
         self._admin = admin
         self._operations = operations
         self._sagemaker = sagemaker
+        self._identity = identity
+        self._access = access
         self._observability = observability
         self._recorder = recorder
         self._invocations = invocations
         self._audit = audit
         self._addresses = addresses
+        self._permissions = permissions
+        self._quotas = quotas
         self._max_body_bytes = max_body_bytes
         self._is_ready = is_ready
 
@@ -111,14 +138,26 @@ class Gateway:
         is_openai = path.startswith("/v1/")
         is_sagemaker = self._sagemaker.is_meant(request)
         to_wire = openai_error if is_openai else self._sagemaker.to_wire(request) if is_sagemaker else aws_error
+        is_identity = not is_sagemaker and self._identity.is_meant(request)
+        if is_identity:
+            to_wire = self._identity.to_wire(request)
         try:
+            if is_identity and (answer := await self._identity.unsigned(request)) is not None:
+                self._audit.record(request)
+                await respond(answer, request.request_id, send)
+                return
             try:
-                claim = self._authenticator.claim(request.header_map())
+                claim = self._authenticator.claim(request.header_map(), request.query)
             except ServiceError:
                 await request.discard()  # a stranger's body costs no memory
                 raise
             body = await request.body(self._max_body_bytes)
             principal = self._authenticator.verify(claim, request.method, request.raw_path, request.query, body)
+            request.signed_for = claim.service
+            if (claim.service in GLOBAL) != is_identity:
+                raise BadSignature("Credential should be scoped to the service that is asked.")
+            if principal.bearer:
+                self._permissions.bearer(principal, origin_of(request))
         except ServiceError as exc:
             request.error = exc
             self._audit.record(request)
@@ -134,6 +173,8 @@ class Gateway:
         handle = self._openai_route if is_openai else self._own_route if _is_own(path) else self._aws_route
         if is_sagemaker:
             handle = self._sagemaker.handle
+        if is_identity:
+            handle = self._identity.handle
         handled = handle(request, path, body, principal)
         await while_connected(request, self._answer(handled, to_wire, request, body, send))
 
@@ -170,6 +211,9 @@ class Gateway:
         finally:
             if request.facts is not None:
                 self._recorder.end(request.facts)  # whatever ended it; it was recorded already where all went well
+                if request.ticket is not None:
+                    usage = request.facts.usage
+                    request.ticket.leave(0 if usage is None else usage.prompt_tokens + usage.completion_tokens)
 
     async def _send(self, response: Response | Stream, request: Request, send: Send) -> None:
         try:
@@ -199,6 +243,9 @@ class Gateway:
             raise refusal(operation.name, params)
         if inference is not None:
             measured = self._measured(request, principal, len(body), operation.name)
+            await self._permissions.aws(operation, "bedrock", params, principal, origin_of(request))
+            if operation.name in _COUNTED:
+                self._enter(request, self._permissions.model_of(params), principal)
             try:
                 answer = await inference[operation.name](params, principal, measured)
             except EngineFault as exc:
@@ -208,32 +255,50 @@ class Gateway:
                 return answer
             extra = [("x-outcrop-gateway-ms", f"{measured.gateway_ms():.3f}")]
         else:
+            await self._permissions.aws(operation, "bedrock", params, principal, origin_of(request))
             called.answer = answer = await self._bedrock.handlers[operation.name](params, principal)
             extra = []
         status, headers, payload = serialize_response(operation, answer)
         return Response(status, [*headers, *extra], payload)
 
+    def _enter(self, request: Request, model: str, principal: Principal) -> None:
+        """Count a request for inference against what limits it. Raises Throttled."""
+        model_id = imported_model_id(self._permissions.model_arn(model, principal)) or ""
+        whose = principal.arn if principal.session is None else principal.session.role_arn
+        request.ticket = self._quotas.enter(principal.account, whose, model_id)
+
     async def _openai_route(self, request: Request, path: str, body: bytes, principal: Principal) -> Response | Stream:
+        origin = origin_of(request)
+
+        def permit(model: str, streams: bool) -> None:
+            self._permissions.invoke(model, principal, origin, streams=streams)
+            self._enter(request, model, principal)
+
         match request.method, path:
             case "POST", "/v1/chat/completions":
                 measured = self._measured(request, principal, len(body), "ChatCompletions")
-                return await self._openai.generate("chat", body, principal, measured)
+                return await self._openai.generate("chat", body, principal, measured, permit)
             case "POST", "/v1/responses":
                 measured = self._measured(request, principal, len(body), "Responses")
-                return await self._responses.create(body, principal, measured)
+                return await self._responses.create(body, principal, measured, permit)
             case "GET" | "DELETE", _ if path.startswith("/v1/responses/"):
+                response_id = unquote(path.removeprefix("/v1/responses/"))
+                await self._permissions.own(request.method, ["responses", response_id], principal, origin)
                 act = self._responses.get if request.method == "GET" else self._responses.delete
-                return act(principal, unquote(path.removeprefix("/v1/responses/")))
+                return act(principal, response_id)
             case "POST", "/v1/embeddings":
                 measured = self._measured(request, principal, len(body), "Embeddings")
-                return await self._openai.embeddings(body, principal, measured)
+                return await self._openai.embeddings(body, principal, measured, permit)
             case "POST", "/v1/completions":
                 measured = self._measured(request, principal, len(body), "Completions")
-                return await self._openai.generate("completion", body, principal, measured)
+                return await self._openai.generate("completion", body, principal, measured, permit)
             case "GET", "/v1/models":
+                self._permissions.look(None, principal, origin)
                 return self._openai.models(principal)
             case "GET", _ if path.startswith("/v1/models/"):
-                return self._openai.model(principal, unquote(path.removeprefix("/v1/models/")))
+                name = unquote(path.removeprefix("/v1/models/"))
+                self._permissions.look(name, principal, origin)
+                return self._openai.model(principal, name)
         raise UnknownOperation(f"Invalid URL ({request.method} {path[:200]}).")
 
     def _measured(self, request: Request, principal: Principal, size_bytes: int, operation: str) -> Measured:
@@ -259,6 +324,8 @@ class Gateway:
         return measured
 
     async def _own_route(self, request: Request, path: str, body: bytes, principal: Principal) -> Response:
+        parts = [unquote(part) for part in path.removeprefix("/outcrop/v1").strip("/").split("/")]
+        await self._permissions.own(request.method, parts, principal, origin_of(request))
         if request.method == "GET" and path == "/metrics":
             page = await self._observability.metrics()
             return Response(200, [("content-type", "text/plain; version=0.0.4; charset=utf-8")], page)
@@ -288,8 +355,9 @@ class Gateway:
             return Response(200, _JSON, msgspec.json.encode(await self._admin.store()))
         if request.method == "POST" and path == "/outcrop/v1/store/collect":
             return Response(200, _JSON, msgspec.json.encode(await self._admin.collect_store()))
-        parts = [unquote(part) for part in path.removeprefix("/outcrop/v1/").split("/")]
-        answer = await self._operations.route(request.method, parts, body, principal)
+        answer = await self._access.route(request.method, parts, body, principal)
+        if answer is None:
+            answer = await self._operations.route(request.method, parts, body, principal)
         if answer is None:
             answer = await self._observability.route(request.method, parts, request.query, principal)
         if answer is not None:

@@ -12,6 +12,7 @@ from outcrop.access.identities import Principal
 from outcrop.api import sagemaker, sagemaker_runtime
 from outcrop.api.audit_trail import SAGEMAKER, named
 from outcrop.api.http import Request, Response, Stream
+from outcrop.api.permissions import Permissions, origin_of
 from outcrop.api.sagemaker import SageMaker
 from outcrop.api.sagemaker_runtime import SageMakerRuntime
 from outcrop.api.wire_errors import AWS, retry_headers, wire_error
@@ -29,9 +30,10 @@ _RUNTIME_CODES = {"ValidationException": "ValidationError", "InternalServerExcep
 class SageMakerDoor:
     """Routes, parses and answers requests of both services."""
 
-    def __init__(self, control: SageMaker, runtime: SageMakerRuntime) -> None:
+    def __init__(self, control: SageMaker, runtime: SageMakerRuntime, permissions: Permissions) -> None:
         self._control = control
         self._runtime = runtime
+        self._permissions = permissions
         self._router = Router([Service("sagemaker-runtime", sagemaker_runtime.OPERATIONS)])
 
     def is_meant(self, request: Request) -> bool:
@@ -50,6 +52,7 @@ class SageMakerDoor:
             operation, labels = match
             params = parse_request(operation, labels, request.query.decode("latin-1"), request.header_map(), body)
             named(request, SAGEMAKER, operation.name, params)
+            await self._permissions.aws(operation, "sagemaker", params, principal, origin_of(request))
             return await self._runtime.handlers[operation.name](params, principal, request.header_map())
         name = _target(request).removeprefix(_PREFIX)
         if name not in self._control.handlers:
@@ -57,6 +60,7 @@ class SageMakerDoor:
         operation = (await asyncio.to_thread(_operations))[name]
         params = parse_request(operation, {}, "", {}, body)
         called = named(request, SAGEMAKER, name, params)
+        await self._permissions.aws(operation, "sagemaker", params, principal, origin_of(request))
         called.answer = answer = await self._control.handlers[name](params, principal)
         status, _, payload = serialize_response(operation, answer)
         return Response(status, _JSON_11, payload)

@@ -31,6 +31,7 @@ AWS: WireTable = {
     errors.NotFound: ("ResourceNotFoundException", 404),
     errors.NameTaken: ("ConflictException", 400),  # 400, not 409
     errors.ModelInUse: ("ConflictException", 400),
+    errors.DeleteConflict: ("ConflictException", 400),
     errors.QuotaExceeded: ("ServiceQuotaExceededException", 400),
     errors.TooManyTags: ("TooManyTagsException", 400),
     errors.UnknownOperation: ("UnknownOperationException", 501),

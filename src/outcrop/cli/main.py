@@ -35,6 +35,7 @@ COMMANDS = {
     "env": ("status", "env"),
     "bench": ("bench", "app"),
     "plan": ("plan", "app"),
+    "access": ("access", "app"),
     "usage": ("usage", "usage"),
     "bill": ("usage", "bill"),
 }

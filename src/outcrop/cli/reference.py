@@ -14,7 +14,16 @@ import typer
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
-from outcrop.api import bedrock, bedrock_agent_runtime, bedrock_resources, bedrock_runtime, sagemaker, sagemaker_runtime
+from outcrop.api import (
+    bedrock,
+    bedrock_agent_runtime,
+    bedrock_resources,
+    bedrock_runtime,
+    iam,
+    sagemaker,
+    sagemaker_runtime,
+    sts,
+)
 from outcrop.api.refusals import REFUSED_FOR_IMPORTED_MODELS
 from outcrop.api.wire_errors import AWS, OPENAI
 from outcrop.awswire.service import Service
@@ -55,7 +64,7 @@ NOTES = {
     "ListModelImportJobs": "`nameContains` ignores case. A token is good for the filters it was made with.",
     "PutModelInvocationLoggingConfiguration": "per account, to buckets of the home or of an "
     "object store; `cloudWatchConfig` is refused by name.",
-    "PutResourcePolicy": "for imported models; kept, not evaluated yet.",
+    "PutResourcePolicy": "for imported models; takes part in every decision about the model.",
     "TagResource": "import jobs and imported models, 50 tags each.",
 }
 
@@ -112,6 +121,12 @@ def compatibility_page() -> str:
         "Every other operation is answered with UnknownOperationException. Images are not run; shadow variants, data",
         "capture, alarms, rolling updates, serverless and multi-container models are refused by name",
         "([how-to](../how-to/sagemaker.md)).",
+        "",
+        "## iam, sts",
+        "",
+        "Of IAM: " + ", ".join(iam.OPERATIONS) + ".",
+        "Of STS: " + ", ".join(sts.OPERATIONS) + ".",
+        "There are no managed policies and no groups ([how-to](../how-to/access.md)).",
         "",
         "## OpenAI",
         "",

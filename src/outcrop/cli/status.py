@@ -74,6 +74,8 @@ def env(home: Path | None = HOME, as_json: bool = JSON) -> None:
     values = {
         "AWS_ENDPOINT_URL_BEDROCK": client.url,
         "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": client.url,
+        "AWS_ENDPOINT_URL_IAM": client.url,
+        "AWS_ENDPOINT_URL_STS": client.url,
         "AWS_REGION": keys.region,
         "AWS_DEFAULT_REGION": keys.region,
         "AWS_ACCESS_KEY_ID": keys.access_key_id,

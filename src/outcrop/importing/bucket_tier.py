@@ -19,7 +19,7 @@ from outcrop.importing.conversion import convert
 from outcrop.importing.disk import DiskLedger
 from outcrop.importing.fetch import Fetch
 from outcrop.importing.preflight import preflight
-from outcrop.importing.sources import Source, open_source
+from outcrop.importing.sources import Source
 from outcrop.importing.tasks import in_thread
 from outcrop.importing.transfer import Transfer
 from outcrop.importing.weights import WeightStore
@@ -42,6 +42,7 @@ class BucketTier:
         transfer: Transfer,
         disk: DiskLedger,
         engines_for: Callable[[ImportJob], Awaitable[Available]],
+        open_source: Callable[[ImportJob], Source],
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -49,6 +50,7 @@ class BucketTier:
         self._transfer = transfer
         self._disk = disk
         self._engines_for = engines_for
+        self._open = open_source
         self._turns: dict[str, asyncio.Lock] = {}
 
     async def check(self, model: ImportedModel) -> None:
@@ -60,7 +62,7 @@ class BucketTier:
         files = await in_thread(self._store.fetched, self._store.model(model.model_id))
         if files is None:
             return  # given up already
-        source = self._source(await self._job(model))
+        source = self._open(await self._job(model))
         try:
             there = await source.files()
         finally:
@@ -99,7 +101,7 @@ class BucketTier:
             await self._bring(model, await self._job(model))
 
     async def _bring(self, model: ImportedModel, job: ImportJob) -> None:
-        source = self._source(job)
+        source = self._open(job)
         choices = Choices.of(job.request)
         try:
             found = await preflight(source, await self._engines_for(job), pooling=choices.pooling)
@@ -123,9 +125,6 @@ class BucketTier:
                 f"{model.model_name} has no record of its import: where its files came from is unknown."
             )
         return job
-
-    def _source(self, job: ImportJob) -> Source:
-        return open_source(job.s3_uri, self._settings, role_arn=job.role_arn, session=job.job_id)
 
 
 def _compare(model: ImportedModel, recorded: list[Mapping[str, Any]], files: Mapping[str, Any]) -> None:

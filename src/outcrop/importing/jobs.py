@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from outcrop.access.import_roles import ImportRoles
 from outcrop.access.weight_keys import WeightKeys
 from outcrop.checkpoints.problems import CheckpointRejected
 from outcrop.engines.base import CopySpec
@@ -25,6 +26,7 @@ from outcrop.importing.disk import DiskLedger
 from outcrop.importing.inventory import inventory
 from outcrop.importing.journal import Journal, Work
 from outcrop.importing.outcome import storage_message
+from outcrop.importing.sources import Source, open_source
 from outcrop.importing.states import Phase, advance
 from outcrop.importing.steps import Steps
 from outcrop.importing.tasks import in_thread
@@ -56,6 +58,7 @@ class Importer:
         store: WeightStore,
         fleet: Fleet,
         engines: Sequence[Installed],
+        roles: ImportRoles,
         spec: Callable[[ImportedModel], CopySpec],
         on_model: Callable[[ImportedModel], None],
         on_withdrawn: Callable[[ImportedModel], Awaitable[None]],
@@ -63,6 +66,7 @@ class Importer:
     ) -> None:
         usable = [engine for engine in engines if engine.is_usable]
         self._settings = settings
+        self._roles = roles
         self._registry = registry
         self._store = store
         self._candidates = Candidates(settings, usable, spec)
@@ -76,6 +80,7 @@ class Importer:
             store=store,
             fleet=fleet,
             journal=self._journal,
+            open_source=self._open,
             transfer=self._transfer,
             disk=self._disk,
             candidates=self._candidates,
@@ -91,11 +96,22 @@ class Importer:
             transfer=self._transfer,
             disk=self._disk,
             engines_for=self._candidates.available_for,
+            open_source=self._open,
         )
         self._cancelled: dict[JobId, str] = {}
         self._tasks: dict[JobId, asyncio.Task[None]] = {}
         self._works: dict[JobId, Work] = {}
         self._admission = asyncio.Lock()
+
+    def _open(self, job: ImportJob) -> Source:
+        """Where *job* reads from, as its role. Raises SourceMissing, SourceDenied."""
+        return open_source(
+            job.s3_uri,
+            self._settings,
+            role_arn=job.role_arn,
+            session=job.job_id,
+            reader=lambda: self._roles.reader(job.account, job.job_id, job.role_arn),
+        )
 
     async def resume(self) -> None:
         """Sweep the leavings of a crash and take up every unfinished job."""

@@ -32,7 +32,7 @@ from outcrop.importing.progress import Meter
 from outcrop.importing.rates import CONVERT, PHASES, TRANSFER, Rates, import_stages, learn
 from outcrop.importing.report import report
 from outcrop.importing.scan import merged, scan_notes, scan_problems
-from outcrop.importing.sources import open_source
+from outcrop.importing.sources import Source
 from outcrop.importing.sources.folder import FolderSource
 from outcrop.importing.states import Phase, advance
 from outcrop.importing.tasks import in_thread
@@ -59,6 +59,7 @@ class Steps:
         store: WeightStore,
         fleet: Fleet,
         journal: Journal,
+        open_source: Callable[[ImportJob], Source],
         transfer: Transfer,
         disk: DiskLedger,
         candidates: Candidates,
@@ -72,6 +73,7 @@ class Steps:
         self._store = store
         self._fleet = fleet
         self._journal = journal
+        self._open = open_source
         self._transfer = transfer
         self._disk = disk
         self._candidates = candidates
@@ -183,11 +185,7 @@ class Steps:
             await in_thread(self._vault.reopen, job)
         folder = await in_thread(self._whereabouts, job)
         is_fetched = await in_thread(self._store.fetched, folder) is not None
-        work.source = (
-            FolderSource(job.s3_uri, folder / "checkpoint", confined=False)
-            if is_fetched
-            else open_source(job.s3_uri, self._settings, role_arn=job.role_arn, session=job.job_id)
-        )
+        work.source = FolderSource(job.s3_uri, folder / "checkpoint", confined=False) if is_fetched else self._open(job)
         pooling = Choices.of(job.request).pooling
         named, available = await self._candidates.of(job)
         too_large: dict[str, str] = {}

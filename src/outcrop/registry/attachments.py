@@ -50,6 +50,14 @@ class Attachments:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        self.policies_version = 0  # grows with every change of a resource policy
+
+    def all_policies(self) -> tuple[int, dict[tuple[str, str], str]]:
+        """Every resource policy by account and resource, and the version that this is at least."""
+        version = self.policies_version
+        with self._engine.connect() as db:
+            rows = db.execute(sa.select(resource_policies)).all()
+        return version, {(row.account, row.resource): row.policy for row in rows}
 
     def tags(self, account: str, resource: str) -> dict[str, str]:
         with self._engine.connect() as db:
@@ -79,12 +87,14 @@ class Attachments:
         with self._engine.begin() as db:
             _delete_policy(db, account, resource)
             db.execute(resource_policies.insert().values(account=account, resource=resource, policy=policy))
+        self.policies_version += 1
 
     def delete_policy(self, account: str, resource: str) -> None:
         """Raises PolicyNotFound."""
         with self._engine.begin() as db:
             if not _delete_policy(db, account, resource):
                 raise PolicyNotFound(f"{resource} has no resource policy.")
+        self.policies_version += 1
 
     def logging(self, account: str) -> dict[str, Any] | None:
         """The invocation logging configuration of *account*; None when there is none."""

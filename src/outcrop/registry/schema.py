@@ -77,6 +77,79 @@ invocation_logging = sa.Table(
     sa.Column("config", sa.JSON, nullable=False),  # LoggingConfig of bedrock/2023-04-20
 )
 
+# Who may ask: accounts, users and roles, what they prove themselves with, what they may do.
+
+iam_accounts = sa.Table(
+    "iam_accounts",
+    metadata,
+    sa.Column("account", sa.String(12), primary_key=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+iam_identities = sa.Table(
+    "iam_identities",
+    metadata,
+    sa.Column("identity_id", sa.String(32), primary_key=True),  # AIDA... of a user, AROA... of a role
+    sa.Column("account", sa.String(12), nullable=False),
+    sa.Column("kind", sa.String(8), nullable=False),  # user, role
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("path", sa.String(512), nullable=False),
+    sa.Column("description", sa.String(1000), nullable=False),
+    sa.Column("trust", sa.Text),  # of a role: who may assume it
+    sa.Column("boundary", sa.Text),  # a policy document that limits what its own policies grant
+    sa.Column("max_session_s", sa.Integer, nullable=False),
+    sa.Column("tags", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.UniqueConstraint("account", "kind", "name", name="one_identity_per_name"),
+)
+
+iam_policies = sa.Table(
+    "iam_policies",
+    metadata,
+    sa.Column("identity_id", sa.String(32), primary_key=True),
+    sa.Column("name", sa.String(128), primary_key=True),
+    sa.Column("document", sa.Text, nullable=False),
+)
+
+iam_access_keys = sa.Table(
+    "iam_access_keys",
+    metadata,
+    sa.Column("access_key_id", sa.String(32), primary_key=True),
+    sa.Column("identity_id", sa.String(32), nullable=False, index=True),
+    sa.Column("sealed_secret", sa.Text, nullable=False),  # access.sealing; empty once deleted
+    sa.Column("status", sa.String(16), nullable=False),  # Active, Inactive, Deleted
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+iam_bearer_keys = sa.Table(
+    "iam_bearer_keys",
+    metadata,
+    sa.Column("key_hash", sa.String(64), primary_key=True),  # SHA-256 of the key, which is kept nowhere
+    sa.Column("key_id", sa.String(32), nullable=False, unique=True),
+    sa.Column("identity_id", sa.String(32), nullable=False, index=True),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float),
+)
+
+buckets = sa.Table(  # embedded ones that are not the installation's own account's, or have a policy
+    "buckets",
+    metadata,
+    sa.Column("bucket", sa.String(63), primary_key=True),
+    sa.Column("account", sa.String(12), nullable=False),
+    sa.Column("policy", sa.Text),
+)
+
+quotas = sa.Table(  # an empty principal or model: each of them
+    "quotas",
+    metadata,
+    sa.Column("account", sa.String(12), primary_key=True),
+    sa.Column("principal", sa.String(512), primary_key=True),
+    sa.Column("model", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(32), primary_key=True),  # access.quotas.NAMES
+    sa.Column("value", sa.Integer, nullable=False),
+)
+
 cold_starts = sa.Table(
     "cold_starts",
     metadata,

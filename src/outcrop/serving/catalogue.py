@@ -106,6 +106,15 @@ class Catalogue:
         if (served := self._by_id.get(model_id)) is not None:
             self.add(served.record)
 
+    def id_of(self, account: str, identifier: str) -> str | None:
+        """The id of the model with this id, name or alias, served or only kept; None when there is none."""
+        key = account, identifier
+        if (served := self._by_key.get(key)) is not None:
+            return served.record.model_id
+        if (kept := self._kept.get(key)) is not None:
+            return kept.record.model_id
+        return self._aliases.get(key)
+
     def point(self, account: str, alias: str, model_id: str | None) -> None:
         """Let *alias* name the model from now on; None takes the alias away."""
         if model_id is None:

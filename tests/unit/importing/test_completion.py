@@ -10,12 +10,19 @@ from typing import Any
 import pytest
 from tests.support.virtual import FakeLauncher, make_fleet
 
+from outcrop.access.authorizer import Authorizer, ResourcePolicies
+from outcrop.access.bootstrap import IMPORT_ROLE, READ_BUCKETS, import_trust
+from outcrop.access.directory import Directory
+from outcrop.access.identities import IdentityKind
+from outcrop.access.import_roles import ImportRoles
+from outcrop.access.sealing import Sealer
 from outcrop.access.weight_keys import WeightKeys
 from outcrop.engines.base import CopySpec
 from outcrop.errors import StorageFull
 from outcrop.ids import JobId, ModelId
 from outcrop.importing.jobs import Importer
 from outcrop.importing.weights import WeightStore
+from outcrop.registry.identity_records import IdentityRecords
 from outcrop.registry.records import ImportedModel, ImportJob
 from outcrop.registry.store import Registry
 from outcrop.settings import Settings
@@ -35,6 +42,16 @@ class Told(Registry):
         super().complete_job(model, job_id, **values)
 
 
+async def roles(registry: Registry) -> ImportRoles:
+    """The role of ``job``, which may read every bucket."""
+    account = "000000000000"
+    directory = Directory(IdentityRecords(registry), Sealer(b"k" * 32), account=account)
+    trust = import_trust("0", "us-east-1")
+    await directory.create(account, IdentityKind.ROLE, IMPORT_ROLE, policies={"read": READ_BUCKETS}, trust=trust)
+    authorizer = Authorizer(directory, ResourcePolicies(registry.attachments), region="us-east-1")
+    return ImportRoles(directory, authorizer, region="us-east-1")
+
+
 @pytest.mark.parametrize("is_full", [False, True])
 async def test_a_model_can_be_asked_before_its_job_says_completed(tmp_path: Path, tiny: Path, is_full: bool) -> None:
     settings = Settings(home=tmp_path)
@@ -52,6 +69,7 @@ async def test_a_model_can_be_asked_before_its_job_says_completed(tmp_path: Path
         registry=registry,
         store=WeightStore(settings.store),
         fleet=make_fleet(asyncio.get_running_loop(), FakeLauncher()),
+        roles=await roles(registry),
         engines=(),  # so the checkpoint is kept and not proven
         spec=no_spec,
         on_model=lambda model: registry.known.add(model.model_id),

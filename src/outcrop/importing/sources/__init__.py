@@ -6,11 +6,14 @@ errors of ``outcrop.errors``. It knows nothing of checkpoints, jobs or the weigh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from outcrop.access.import_roles import Reader
 from outcrop.errors import SourceMissing
+from outcrop.importing.sources.as_role import AsRole
 from outcrop.importing.sources.base import Source, SourceFile
 from outcrop.importing.sources.folder import FolderSource, embedded
 from outcrop.settings import ObjectStore, Settings
@@ -26,14 +29,25 @@ def store_of(bucket: str, settings: Settings) -> ObjectStore | None:
     return None
 
 
-def open_source(uri: str, settings: Settings, *, role_arn: str | None = None, session: str = "check") -> Source:
+def open_source(
+    uri: str,
+    settings: Settings,
+    *,
+    role_arn: str | None = None,
+    session: str = "check",
+    reader: Callable[[], Reader] | None = None,
+) -> Source:
     """The source that ``s3://bucket/prefix`` names on this server; nothing is read yet.
 
-    *role_arn* is assumed where the store is set so, under the session name ``outcrop-<session>``.
-    Raises SourceMissing for a bucket that neither a store nor the home has.
+    *role_arn* is assumed where the store is set so, under the session name ``outcrop-<session>``, and that store
+    decides what it may read; everywhere else *reader* does. Raises SourceMissing for a bucket that neither a store nor
+    the home has, SourceDenied.
     """
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     store = store_of(bucket, settings)
+    if reader is not None and not (store is not None and store.assume_role):
+        may = reader()
+        return AsRole(open_source(uri, settings, role_arn=role_arn, session=session), may)
     if store is None:
         return embedded(uri, settings.buckets)
     from outcrop.importing.sources.s3 import S3Source  # boto3 and obstore, which folders need not wait for
