@@ -107,7 +107,8 @@ async def measure(engine: str, rounds: int, speedup: float, autocannon: Path) ->
             async with aiohttp.ClientSession(url, headers=headers, raise_for_status=True) as session:
                 await session.put(f"/outcrop/v1/models/{MODEL}/scaling", json={"min_copies": 1, "max_copies": 1})
             endpoint = OpenAI(f"{url}/v1", MODEL, keys.bearer_key, stream=False)
-            await ours(endpoint, Load(load.users, load.tokens_out, 3.0))  # the copy starts, caches fill
+            warm_up = Shape(users=load.users, requests=2 * load.users, warm_s=0, most_s=120)
+            await Driver(endpoint, load.payload).run(warm_up)  # the copy starts, caches fill
             for number in range(rounds):
                 for name in ("ours", "autocannon") if number % 2 else ("autocannon", "ours"):
                     once = ours(endpoint, load) if name == "ours" else theirs(endpoint, load, autocannon)
