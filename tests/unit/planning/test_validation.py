@@ -62,8 +62,9 @@ def recorded(*, slower: float = 1.0) -> Recording:
     )
 
 
-def test_the_simulator_stays_near_the_recorded_run_of_up_to_six_copies() -> None:
-    found = validate(read(RECORDINGS / "simulated.json.gz"))
+@pytest.mark.parametrize("name", ["simulated", "sample"])
+def test_the_simulator_stays_near_recorded_runs(name: str) -> None:
+    found = validate(read(RECORDINGS / f"{name}.json.gz"))
 
     assert found.holds
     assert {row.measure: abs(row.error) < 0.06 for row in found.rows} == {row.measure: True for row in found.rows}
