@@ -7,262 +7,268 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import structlog
 
-from outcrop.api.http import ClientGone, Request, while_connected
-from outcrop.api.listener.exchange import Receive, Scope, Send
-from outcrop.errors import BodyTooLarge, MalformedBody
 from outcrop.proxy import link
+from outcrop.proxy.http1_server import Exchange, Headers
 from outcrop.proxy.metrics import Metrics
-from outcrop.proxy.pool import Busy, Pending, Pool, WorkerLost, WorkerTaken
+from outcrop.proxy.pool import Busy, Pending, Pool, WorkerLost, WorkerProcess, WorkerTaken
 from outcrop.proxy.settings import ProxySettings
-from outcrop.proxy.values import JSON
 
 log = structlog.get_logger(__name__)
 
 _GRACE_S = 0.5  # a worker tells by itself that time is over; one that does not by then is blocked
 _HOP = frozenset({"connection", "content-length", "transfer-encoding", "keep-alive", "host", "authorization"})
 _EVENTS = "text/event-stream"
-
-
-class StreamBroken(Exception):
-    """Ends the connection midway, so that no client takes a broken stream for a whole one."""
-
-
-@dataclass(slots=True)
-class _Outcome:
-    """What is recorded of one invocation."""
-
-    status: int = 0
-    source: str = ""
-    target_s: float = 0.0
-    error: str = ""
-    worker: int = 0
+_NO_KEY = (401, "This proxy wants its key: Authorization: Bearer <OUTCROP_PROXY_KEY>.")
+_RETRY = (("retry-after", "1"), ("x-amz-retry-after", "1000"))
 
 
 class Front:
-    """The ASGI application."""
+    """Answers requests; owned by one event loop."""
 
     def __init__(self, settings: ProxySettings, pool: Pool, metrics: Metrics) -> None:
-        self._settings = settings
-        self._pool = pool
-        self._metrics = metrics
+        self.settings = settings
+        self.pool = pool
+        self.metrics = metrics
         self._key = settings.bearer_key().encode()
         self.is_draining = False
         self.running = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        request = Request(scope, receive)
-        path = request.raw_path
-        try:
-            if path == b"/invocations" and request.method == "POST":
-                await self._invocation(request, send)
-            elif path == b"/ping" and request.method in ("GET", "HEAD"):
-                await self._ping(request.sender(send))
-            elif path == b"/metrics" and request.method == "GET":
-                await self._show_metrics(request, send)
-            else:
-                known = "POST /invocations, GET /ping, GET /metrics"
-                await _refuse(send, 404, f"There is nothing at {request.method} {path[:200].decode()}; only {known}.")
-        except ClientGone:
-            return
+    def refused(self, exchange: Exchange) -> tuple[int, str] | None:
+        """Why a request is turned away by its head alone."""
+        wants_key = exchange.path in ("/invocations", "/metrics")
+        return None if not wants_key or self._may(exchange) else _NO_KEY
 
-    async def _ping(self, send: Send) -> None:
-        """200 once the script is loaded. Never asks the target: a health check must not wake a model."""
-        if self._pool.is_ready and not self.is_draining:
-            await _answer(send, 200, [], b"")
+    def heard(self, exchange: Exchange) -> None:
+        path, method = exchange.path, exchange.method
+        if exchange.refusal is not None:
+            exchange.refuse(*exchange.refusal)
+            if exchange.refusal != _NO_KEY:
+                self.metrics.ended(exchange.refusal[0], "proxy", time.perf_counter() - exchange.started, 0.0)
+        elif path == "/invocations" and method == "POST":
+            Invocation(self, exchange).begin()
+        elif path == "/ping" and method in ("GET", "HEAD"):
+            self._ping(exchange)
+        elif path == "/metrics" and method == "GET":
+            self._show_metrics(exchange)
         else:
-            reason = "The proxy is draining." if self.is_draining else self._pool.failure or "The script is loading."
-            await _refuse(send, 503, reason)
+            known = "POST /invocations, GET /ping, GET /metrics"
+            exchange.refuse(404, f"There is nothing at {method} {path[:200]}; only {known}.")
 
-    async def _show_metrics(self, request: Request, send: Send) -> None:
-        if not self._may(request):
-            await _refuse(send, 401, _NO_KEY)
-            return
-        workers, metrics = self._pool.workers, self._metrics
+    def _ping(self, exchange: Exchange) -> None:
+        """200 once the script is loaded. Never asks the target: a health check must not wake a model."""
+        if self.pool.is_ready and not self.is_draining:
+            exchange.answer(200, (), b"")
+        else:
+            reason = "The proxy is draining." if self.is_draining else self.pool.failure or "The script is loading."
+            exchange.refuse(503, reason, _RETRY)
+
+    def _show_metrics(self, exchange: Exchange) -> None:
+        workers, metrics = self.pool.workers, self.metrics
         metrics.workers.set(sum(worker.is_open for worker in workers))
         metrics.in_flight.set(self.running)
-        metrics.waiting.set(self._pool.waiting)
+        metrics.waiting.set(self.pool.waiting)
         metrics.memory.set(sum(worker.memory_bytes() for worker in workers))
-        await _answer(send, 200, [("content-type", "text/plain; version=0.0.4; charset=utf-8")], metrics.text())
+        exchange.answer(200, [("content-type", "text/plain; version=0.0.4; charset=utf-8")], metrics.text())
 
-    def _may(self, request: Request) -> bool:
+    def _may(self, exchange: Exchange) -> bool:
         if not self._key:
             return True
-        given = request.header_map().get("authorization", "").removeprefix("Bearer ").encode()
+        given = exchange.headers.get("authorization", "").removeprefix("Bearer ").encode()
         return hmac.compare_digest(given, self._key)
 
-    async def _invocation(self, request: Request, send: Send) -> None:
-        if not self._may(request):
-            await request.discard()
-            await _refuse(send, 401, _NO_KEY)
+
+class Invocation:
+    """One invocation from its body to the end of its answer. Every step is a callback of the event loop."""
+
+    __slots__ = (
+        "_deadline",
+        "_error",
+        "_exchange",
+        "_front",
+        "_has_been_taken",
+        "_head",
+        "_is_over",
+        "_loop",
+        "_owed",
+        "_pending",
+        "_source",
+        "_status",
+        "_stream_left_s",
+        "_target_s",
+        "_timer",
+        "_worker",
+    )
+
+    def __init__(self, front: Front, exchange: Exchange) -> None:
+        self._front = front
+        self._exchange = exchange
+        self._loop = asyncio.get_running_loop()
+        self._deadline = self._loop.time() + front.settings.timeout_s
+        self._timer: asyncio.TimerHandle | None = None
+        self._pending: Pending | None = None
+        self._head: link.Head | None = None
+        self._has_been_taken = False
+        self._stream_left_s = 0.0
+        self._owed = 0  # bytes of a stream that were written and not read yet
+        self._is_over = False
+        # What is recorded of it.
+        self._status = 0
+        self._source = self._error = ""
+        self._target_s = 0.0
+        self._worker = 0
+
+    def begin(self) -> None:
+        self._front.running += 1
+        self._exchange.on_gone = self._gone
+        self._ask()
+
+    def _ask(self) -> None:
+        pool = self._front.pool
+        try:
+            worker = pool.ask(self._run)
+        except Busy:
+            queue = self._front.settings.queue
+            self._refuse(503, f"{queue} invocations wait already (OUTCROP_PROXY_QUEUE). Try again later.", _RETRY)
             return
-        outcome = _Outcome()
-        self.running += 1
-        try:
-            try:
-                body = await request.body(self._settings.max_payload_bytes)
-            except BodyTooLarge as exc:
-                outcome.status, outcome.source = 413, "proxy"
-                await _refuse(send, 413, exc.message)
-                return
-            except MalformedBody as exc:
-                outcome.status, outcome.source = 400, "proxy"
-                await _refuse(send, 400, exc.message)
-                return
-            await while_connected(request, self._run(request, body, send, outcome))
-        except ClientGone:
-            outcome.source = outcome.source or "caller"
-            raise
-        finally:
-            self.running -= 1
-            self._record(request, outcome)
+        if worker is not None:
+            self._run(worker)
+        else:
+            self._timer = self._loop.call_at(self._deadline, self._no_worker)
 
-    def _record(self, request: Request, outcome: _Outcome) -> None:
-        took = time.perf_counter() - request.started
-        self._metrics.ended(outcome.status, outcome.source, took, outcome.target_s)
-        write = log.info if outcome.status < 500 else log.warning
-        write(
-            "invocation",
-            request_id=request.request_id,
-            status=outcome.status,
-            ms=round(took * 1000, 2),
-            target_ms=round(outcome.target_s * 1000, 2),
-            worker=outcome.worker,
-            **({"source": outcome.source, "error": outcome.error} if outcome.source else {}),
-        )
+    def _no_worker(self) -> None:
+        pool = self._front.pool
+        pool.leave(self._run)
+        reason = pool.failure or "All workers are busy or starting"
+        self._refuse(503, f"No worker was free in time: {reason}.", _RETRY)
 
-    async def _run(self, request: Request, body: bytes, send: Send, outcome: _Outcome) -> None:
-        """Have a worker run it; what another invocation's end takes the worker from is run once more."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._settings.timeout_s
-        for is_last in (False, True):
-            try:
-                await self._attempt(request, body, send, outcome, deadline)
-                return
-            except WorkerTaken:
-                if is_last:
-                    await self._refused(send, outcome, 500, "Two workers were lost to other invocations.")
-            except WorkerLost as exc:
-                await self._refused(send, outcome, 500, str(exc))
-                return
-            except Busy:
-                message = f"{self._settings.queue} invocations wait already (OUTCROP_PROXY_QUEUE). Try again later."
-                await self._refused(send, outcome, 503, message)
-                return
+    def _run(self, worker: WorkerProcess) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        exchange, settings = self._exchange, self._front.settings
+        headers = [(name, value) for name, value in exchange.headers.items() if name not in _HOP]
+        left_s = max(0.001, self._deadline - self._loop.time())
+        self._stream_left_s = max(left_s, settings.stream_timeout_s - (settings.timeout_s - left_s))
+        asked = link.Invoke(0, exchange.request_id, headers, exchange.body, left_s, self._stream_left_s)
+        self._worker = worker.pid
+        self._pending = worker.begin(asked, self._hear)
+        self._timer = self._loop.call_later(left_s + _GRACE_S, self._blocked)
 
-    async def _attempt(self, request: Request, body: bytes, send: Send, outcome: _Outcome, deadline: float) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout_at(deadline):
-                worker = await self._pool.acquire()
-        except TimeoutError:
-            reason = self._pool.failure or "All workers are busy or starting"
-            await self._refused(send, outcome, 503, f"No worker was free in time: {reason}.")
+    def _hear(self, message: link.Message | Exception) -> None:
+        """The next of what the worker says of it, or what became of the worker."""
+        if self._is_over:
             return
-        headers = [(name, value) for name, value in request.header_map().items() if name not in _HOP]
-        left_s = max(0.001, deadline - loop.time())
-        stream_left_s = self._settings.stream_timeout_s - (self._settings.timeout_s - left_s)
-        pending = worker.begin(
-            lambda number: link.Invoke(number, request.request_id, headers, body, left_s, max(left_s, stream_left_s))
-        )
-        outcome.worker = worker.pid
-        is_done = False
-        try:
-            try:
-                async with asyncio.timeout(left_s + _GRACE_S):
-                    first = await pending.first
-            except TimeoutError:
-                is_done = True
-                self._pool.blocked(worker, pending)
-                message = f"The script blocked its worker's event loop for {self._settings.timeout_s:g} s."
-                await self._refused(send, outcome, 500, f"{message} Do not block in an async handler.")
-                return
-            outcome.status = first.status
-            if isinstance(first, link.Whole):
-                is_done = True
-                outcome.target_s = first.target_s
-                self._note(outcome, first.headers, first.error)
-                await _answer(send, first.status, first.headers, first.body)
-            else:
-                await self._hand_through(first, pending, send, outcome, stream_left_s)
-                is_done = True
-        finally:
-            if not is_done and not worker.ended.is_set():
-                pending.cancel()
-            worker.done(pending)
+        match message:
+            case link.Whole():
+                self._status, self._target_s = message.status, message.target_s
+                self._error = message.error
+                if message.error or message.status >= 400:
+                    named = (value for name, value in message.headers if name == "x-outcrop-error-source")
+                    self._source = next(named, "")
+                self._exchange.answer(message.status, message.headers, message.body)
+                self._end()
+            case link.Head():
+                self._begin_stream(message)
+            case link.Part():
+                size = len(message.body)
+                self._owed += size
+                if self._exchange.part(message.body):
+                    self._has_room()
+            case link.End():
+                self._target_s = message.target_s
+                self._end_stream(message.error)
+            case WorkerTaken() if self._head is None and not self._has_been_taken:
+                # What another invocation's end takes the worker from is run once more: nothing of it was sent.
+                self._has_been_taken = True
+                self._let_go()
+                self._ask()
+            case WorkerTaken() if self._head is None:
+                self._refuse(500, "Two workers were lost to other invocations.")
+            case WorkerLost() if self._head is None:
+                self._refuse(500, str(message))
+            case Exception():
+                self._end_stream(str(message) or "The worker was taken away.")
 
-    async def _hand_through(
-        self, head: link.Head, pending: Pending, send: Send, outcome: _Outcome, left_s: float
-    ) -> None:
-        await send({"type": "http.response.start", "status": head.status, "headers": _encoded(head.headers)})
-        until = asyncio.get_running_loop().time() + left_s + _GRACE_S
-        error = ""
-        while True:
-            try:
-                async with asyncio.timeout_at(until):
-                    message = await pending.rest.get()
-            except TimeoutError:
-                self._pool.blocked(pending.worker, pending)
-                error = "The script blocked its worker's event loop until the stream's time was over."
-                break
-            if isinstance(message, link.Part):
-                await send({"type": "http.response.body", "body": message.body, "more_body": True})
-                pending.taken(len(message.body))
-                continue
-            if isinstance(message, link.End):
-                error, outcome.target_s = message.error, message.target_s
-            else:
-                error = str(message) or "The worker was taken away."
-            break
+    def _begin_stream(self, head: link.Head) -> None:
+        self._head = head
+        self._status = head.status
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(self._stream_left_s + _GRACE_S, self._blocked)
+        self._exchange.on_room = self._has_room
+        self._exchange.begin(head.status, head.headers)
+
+    def _has_room(self) -> None:
+        """What was written was taken: the worker may send as much again."""
+        owed, self._owed = self._owed, 0
+        if owed and self._pending is not None:
+            self._pending.taken(owed)
+
+    def _end_stream(self, error: str) -> None:
+        exchange = self._exchange
         if not error:
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            exchange.end()
+            self._end()
             return
-        outcome.source, outcome.error = "handler", error
-        if any(value.startswith(_EVENTS) for name, value in head.headers if name == "content-type"):
-            last = b"event: error\ndata: " + msgspec.json.encode({"error": {"message": error}}) + b"\n\n"
-            await send({"type": "http.response.body", "body": last, "more_body": True})
-        raise StreamBroken(error)
+        self._source, self._error = "handler", error
+        head = self._head
+        if head is not None and any(v.startswith(_EVENTS) for n, v in head.headers if n == "content-type"):
+            exchange.part(b"event: error\ndata: " + msgspec.json.encode({"error": {"message": error}}) + b"\n\n")
+        exchange.break_off()
+        self._end()
 
-    def _note(self, outcome: _Outcome, headers: Any, error: str) -> None:
-        outcome.source = next((value for name, value in headers if name == "x-outcrop-error-source"), "")
-        outcome.error = error
+    def _blocked(self) -> None:
+        """The worker did not tell that time is over: its event loop is blocked."""
+        pending, settings = self._pending, self._front.settings
+        assert pending is not None
+        self._front.pool.blocked(pending.worker, pending)
+        if self._head is not None:
+            self._end_stream("The script blocked its worker's event loop until the stream's time was over.")
+            return
+        message = f"The script blocked its worker's event loop for {settings.timeout_s:g} s."
+        self._refuse(500, f"{message} Do not block in an async handler.")
 
-    async def _refused(self, send: Send, outcome: _Outcome, status: int, message: str) -> None:
-        outcome.status, outcome.source, outcome.error = status, "proxy", message
-        await _refuse(send, status, message)
+    def _gone(self) -> None:
+        if self._is_over:
+            return
+        self._source = self._source or "caller"
+        if self._pending is None:
+            self._front.pool.leave(self._run)
+        elif not self._pending.worker.ended.is_set():
+            self._pending.cancel()
+        self._end()
 
+    def _refuse(self, status: int, message: str, headers: Headers = ()) -> None:
+        self._status, self._source, self._error = status, "proxy", message
+        self._exchange.refuse(status, message, headers)
+        self._end()
 
-_NO_KEY = "This proxy wants its key: Authorization: Bearer <OUTCROP_PROXY_KEY>."
+    def _let_go(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.worker.done(pending)
 
-
-async def _refuse(send: Send, status: int, message: str) -> None:
-    headers = [("content-type", JSON)]
-    if status == 503:
-        headers += [("retry-after", "1"), ("x-amz-retry-after", "1000")]
-    await _answer(send, status, headers, msgspec.json.encode({"message": message}))
-
-
-async def _answer(send: Send, status: int, headers: Any, body: bytes) -> None:
-    encoded = _encoded(headers)
-    encoded.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": encoded})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _encoded(headers: Any) -> list[tuple[bytes, bytes]]:
-    return [
-        (name.lower().encode("latin-1", "replace"), _one_line(value))
-        for name, value in headers
-        if name.lower() not in _HOP
-    ]
-
-
-def _one_line(value: str) -> bytes:
-    return value.replace("\r", " ").replace("\n", " ").encode("latin-1", "replace")
+    def _end(self) -> None:
+        self._is_over = True
+        self._exchange.on_gone = self._exchange.on_room = None
+        self._let_go()
+        front = self._front
+        front.running -= 1
+        took = time.perf_counter() - self._exchange.started
+        front.metrics.ended(self._status, self._source, took, self._target_s)
+        more: dict[str, Any] = {"source": self._source, "error": self._error} if self._source else {}
+        (log.info if self._status < 500 else log.warning)(
+            "invocation",
+            request_id=self._exchange.request_id,
+            status=self._status,
+            ms=round(took * 1000, 2),
+            target_ms=round(self._target_s * 1000, 2),
+            worker=self._worker,
+            **more,
+        )

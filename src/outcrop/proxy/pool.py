@@ -42,13 +42,12 @@ class Busy(Exception):
 
 
 class Pending:
-    """One invocation in a worker: its first message, and the parts of a stream."""
+    """One invocation in a worker. *hear* is given its messages, or the exception that ends it."""
 
-    def __init__(self, worker: WorkerProcess, id: int) -> None:  # noqa: A002
+    def __init__(self, worker: WorkerProcess, id: int, hear: Callable[[link.Message | Exception], None]) -> None:  # noqa: A002
         self.worker = worker
         self.id = id
-        self.first: asyncio.Future[link.Whole | link.Head] = asyncio.get_running_loop().create_future()
-        self.rest: asyncio.Queue[link.Part | link.End | Exception] = asyncio.Queue()
+        self.hear = hear
 
     def taken(self, size: int) -> None:
         self.worker.link.send(link.Credit(self.id, size))
@@ -56,19 +55,6 @@ class Pending:
     def cancel(self) -> None:
         """Nobody waits for the answer any more."""
         self.worker.cancel(self.id)
-
-    def hear(self, message: link.Message) -> None:
-        if isinstance(message, link.Whole | link.Head):
-            if not self.first.done():
-                self.first.set_result(message)
-        elif isinstance(message, link.Part | link.End):
-            self.rest.put_nowait(message)
-
-    def fail(self, exc: Exception) -> None:
-        if not self.first.done():
-            self.first.set_exception(exc)
-            self.first.exception()  # its reader may be gone
-        self.rest.put_nowait(exc)
 
 
 class WorkerProcess:
@@ -94,10 +80,12 @@ class WorkerProcess:
     def is_open(self) -> bool:
         return self.is_ready and not self.is_retiring and not self.ended.is_set()
 
-    def begin(self, asked: Callable[[int], link.Invoke]) -> Pending:
-        pending = Pending(self, next(self._ids))
+    def begin(self, asked: link.Invoke, hear: Callable[[link.Message | Exception], None]) -> Pending:
+        """Run *asked*, whose id is given here."""
+        pending = Pending(self, next(self._ids), hear)
+        asked.id = pending.id
         self.in_flight[pending.id] = pending
-        self.link.send(asked(pending.id))
+        self.link.send(asked)
         return pending
 
     def done(self, pending: Pending) -> None:
@@ -162,7 +150,7 @@ class Pool:
         self.settled = asyncio.Event()  # the first worker is ready, or the script does not load
         self._config = config
         self._replaced = replaced
-        self._waiting: deque[asyncio.Future[WorkerProcess]] = deque()
+        self._waiting: deque[Callable[[WorkerProcess], None]] = deque()
         self._numbers = itertools.count(1)
         self._quick_ends = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -186,22 +174,20 @@ class Pool:
         for worker in self.workers:
             worker.link.send(message)
 
-    async def acquire(self) -> WorkerProcess:
-        """The least busy worker with room. Raises Busy when the queue is full."""
+    def ask(self, run: Callable[[WorkerProcess], None]) -> WorkerProcess | None:
+        """The least busy worker with room; None: *run* is called with one later. Raises Busy when the queue is full."""
         worker = self._least_busy()
         if worker is not None and not self._waiting:
             return worker
         if len(self._waiting) >= self.settings.queue:
             raise Busy
-        place: asyncio.Future[WorkerProcess] = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
-        try:
-            return await place
-        except asyncio.CancelledError:
-            if place in self._waiting:
-                self._waiting.remove(place)
-            self._hand_out()
-            raise
+        self._waiting.append(run)
+        return None
+
+    def leave(self, run: Callable[[WorkerProcess], None]) -> None:
+        """*run* waits no more."""
+        if run in self._waiting:
+            self._waiting.remove(run)
 
     def _least_busy(self) -> WorkerProcess | None:
         best = None
@@ -215,15 +201,8 @@ class Pool:
         return best
 
     def _hand_out(self) -> None:
-        # One at a time: who is handed a worker begins before anyone else is asked.
-        while self._waiting:
-            worker = self._least_busy()
-            if worker is None:
-                return
-            place = self._waiting.popleft()
-            if not place.done():
-                place.set_result(worker)
-                return
+        while self._waiting and (worker := self._least_busy()) is not None:
+            self._waiting.popleft()(worker)
 
     def freed(self, worker: WorkerProcess) -> None:
         if self._waiting:
@@ -237,8 +216,7 @@ class Pool:
         log.info("worker is ready", worker=worker.pid, dialect=worker.dialect, load_s=round(seconds, 3))
         self.failure = ""
         self.settled.set()
-        for _ in range(min(len(self._waiting), self.settings.in_flight)):
-            self._hand_out()
+        self._hand_out()
 
     def ended(self, worker: WorkerProcess) -> None:
         if worker in self.workers:
@@ -262,7 +240,7 @@ class Pool:
         others = len(worker.in_flight) - 1
         beside = f" and {others} others" if others > 0 else ""
         for pending in list(worker.in_flight.values()):
-            pending.fail(WorkerLost(f"The worker process ended ({how}) while it ran this invocation{beside}."))
+            pending.hear(WorkerLost(f"The worker process ended ({how}) while it ran this invocation{beside}."))
         if self._is_closing or worker.is_retiring:
             return
         log.error("worker ended", worker=worker.pid, how=how, in_flight=others + 1, broken=worker.broken or None)
@@ -281,11 +259,11 @@ class Pool:
     def blocked(self, worker: WorkerProcess, culprit: Pending) -> None:
         """The worker's loop does not even tell that time is over: kill it, let others run elsewhere."""
         log.error("a handler blocks its worker's event loop; the worker is killed", worker=worker.pid)
+        self.retire(worker, "blocked")  # first: the others must not be given it again
+        worker.kill()
         for pending in list(worker.in_flight.values()):
             if pending is not culprit:
-                pending.fail(WorkerTaken())
-        self.retire(worker, "blocked")
-        worker.kill()
+                pending.hear(WorkerTaken())
 
     def retire(self, worker: WorkerProcess, why: str) -> None:
         """Replace *worker*: it takes no more invocations and ends with the last of those it has."""
@@ -347,8 +325,7 @@ class Pool:
     async def close(self) -> None:
         """End all workers, and every wait of this pool."""
         self._is_closing = True
-        for place in self._waiting:
-            place.cancel()
+        self._waiting.clear()
         for worker in list(self.workers):
             worker.kill()
         for worker in list(self.workers):

@@ -10,6 +10,8 @@ import asyncio
 import base64
 import contextlib
 import json
+import socket
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,16 +19,13 @@ from urllib.parse import unquote
 
 import msgspec
 
-from outcrop.api.claims import opened
-from outcrop.api.http import Request
-from outcrop.api.listener.exchange import Receive, Scope, Send
-from outcrop.api.listener.listening import listening
 from outcrop.awswire.eventstream import encode_chunk
 from outcrop.awswire.sigv4 import Keys
 from outcrop.engines.http1 import Client
 from outcrop.errors import BadSetting
 from outcrop.proxy import origin
 from outcrop.proxy.failures import TargetRefused
+from outcrop.proxy.http1_server import Exchange, Server, listening
 from outcrop.proxy.serve import running
 from outcrop.proxy.settings import ProxySettings
 from outcrop.proxy.target import Endpoint, Target, Trip
@@ -87,20 +86,23 @@ class Stage:
     def __init__(self, live: Target | None) -> None:
         self._live = live
         self._known: list[dict[str, Any]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self.seen: list[dict[str, Any]] = []
         self.surprises: list[str] = []
 
     def set(self, payload: Payload) -> None:
         self._known, self.seen, self.surprises = list(payload.calls), [], []
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        request = Request(scope, receive)
-        body = await request.body(_MOST_BYTES)
-        _, _, model, operation = request.raw_path.decode().split("/", 3)
-        sent = msgspec.json.decode(body)
-        call = await self._asked(unquote(model), operation, sent, body)
+    def heard(self, exchange: Exchange) -> None:
+        """Answer a call to the target; for ``http1_server.Server``."""
+        task = asyncio.create_task(self._answer(exchange))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, exchange: Exchange) -> None:
+        _, _, model, operation = exchange.path.split("/", 3)
+        sent = msgspec.json.decode(exchange.body)
+        call = await self._asked(unquote(model), operation, sent, exchange.body)
         answer = call["answer"]
         content_type = "application/json"
         if operation in _STREAMS and call["status"] == 200:
@@ -108,9 +110,7 @@ class Stage:
             data = b"".join(encode_chunk(msgspec.json.encode(piece)) for piece in answer)
         else:
             data = msgspec.json.encode(answer)
-        headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(data)).encode())]
-        await send({"type": "http.response.start", "status": call["status"], "headers": headers})
-        await send({"type": "http.response.body", "body": data})
+        exchange.answer(call["status"], [("content-type", content_type)], data)
 
     async def _asked(self, model: str, operation: str, sent: Any, body: bytes) -> dict[str, Any]:
         if self._live is None:
@@ -155,8 +155,7 @@ async def rehearse(settings: ProxySettings, payloads: list[Payload], *, live: bo
             stack.push_async_callback(client.aclose)
             target = Target(found.endpoint, client, keys)
         stage = Stage(target)
-        sock = stack.enter_context(contextlib.closing(opened("127.0.0.1", 0)))
-        url = (await stack.enter_async_context(listening(stage, sock))).url
+        url = await stack.enter_async_context(_listening(stage))
         model = target.endpoint.model if target is not None else settings.target
         staged = origin.Origin(Endpoint(url, "us-east-1", model), "", None, Keys(bearer="rehearsal"))
         base, pool = await stack.enter_async_context(running(settings, staged))
@@ -208,3 +207,12 @@ def _shown(body: bytes, content_type: str) -> dict[str, Any]:
 
 def _line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)[:2000]
+
+
+@contextlib.asynccontextmanager
+async def _listening(stage: Stage) -> AsyncIterator[str]:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        async with listening(Server(stage.heard, most_body_bytes=_MOST_BYTES), sock):
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}"

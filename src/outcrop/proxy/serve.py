@@ -15,11 +15,11 @@ import structlog
 import uvloop
 
 from outcrop.api.claims import opened
-from outcrop.api.listener.listening import listening
 from outcrop.awswire.sigv4 import Keys
 from outcrop.errors import BadSetting
 from outcrop.proxy import link, origin
 from outcrop.proxy.front import Front
+from outcrop.proxy.http1_server import Server, listening
 from outcrop.proxy.metrics import Metrics
 from outcrop.proxy.parent import end_with_parent
 from outcrop.proxy.pool import Pool
@@ -112,22 +112,23 @@ async def running(settings: ProxySettings, found: origin.Origin | None = None) -
     async with contextlib.AsyncExitStack() as undo:
         undo.push_async_callback(pool.close)
         sock = undo.enter_context(contextlib.closing(opened(settings.host, settings.port, "OUTCROP_PROXY_PORT")))
-        listener = await undo.enter_async_context(listening(front, sock))
         pool.start()
         watch = asyncio.create_task(found.watch(keys[0], changed))
         undo.callback(watch.cancel)
+        host, port = sock.getsockname()[:2]
         # What the start made (botocore's models above all) stays: the collector need not walk it any more.
         gc.collect()
         gc.freeze()
-        try:
-            yield listener.url, pool
-        finally:
-            front.is_draining = True
-            listener.drain()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(settings.drain_s):
-                    while front.running:
-                        await asyncio.sleep(0.02)
+        callers = Server(front.heard, most_body_bytes=settings.max_payload_bytes, refused=front.refused)
+        async with listening(callers, sock):
+            try:
+                yield f"http://{host}:{port}", pool
+            finally:
+                front.is_draining = True
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(settings.drain_s):
+                        while front.running:
+                            await asyncio.sleep(0.02)
 
 
 def _config(settings: ProxySettings, found: origin.Origin, keys: Keys) -> dict[str, object]:
