@@ -22,8 +22,10 @@ from outcrop.access import sealing
 from outcrop.access.audit_log import AuditLog, load_key
 from outcrop.access.authenticate import Authenticator
 from outcrop.access.authorizer import Authorizer, ResourcePolicies
-from outcrop.access.bootstrap import Credentials, ensure, load_or_create
+from outcrop.access.bootstrap import ensure, load_or_create
 from outcrop.access.directory import Directory
+from outcrop.access.endpoint_keys import EndpointKeys
+from outcrop.access.identities import AccessKey
 from outcrop.access.import_roles import ImportRoles
 from outcrop.access.quotas import Quotas
 from outcrop.access.sessions import Sessions
@@ -37,6 +39,7 @@ from outcrop.api.bedrock import Bedrock
 from outcrop.api.bedrock_agent_runtime import BedrockAgentRuntime
 from outcrop.api.bedrock_runtime import BedrockRuntime
 from outcrop.api.client_address import ClientAddress
+from outcrop.api.endpoint_operations import EndpointOperations
 from outcrop.api.generation import Generation
 from outcrop.api.iam import IAM
 from outcrop.api.identity_door import IdentityDoor
@@ -72,6 +75,7 @@ from outcrop.launchers import machine
 from outcrop.launchers.local import LocalLauncher
 from outcrop.metering.ledger import Ledger
 from outcrop.metering.meter import About, Meter
+from outcrop.metering.usage import is_proxies, proxies_id
 from outcrop.registry.identity_records import IdentityRecords
 from outcrop.registry.records import ImportedModel
 from outcrop.registry.sagemaker_records import SageMakerRecords
@@ -83,9 +87,11 @@ from outcrop.serving.catalogue import Catalogue, proven_start
 from outcrop.serving.endpoints import Endpoints
 from outcrop.serving.fleet import Fleet
 from outcrop.serving.proxies import write_privately
+from outcrop.serving.rollout import Endpoint
 from outcrop.serving.schedule import Scaling
 from outcrop.serving.starts import Tier
 from outcrop.serving.unsealed import Unsealer
+from outcrop.serving.watch import Watch
 from outcrop.settings import Settings
 from outcrop.telemetry import logs
 from outcrop.telemetry.invocation_log import InvocationLog
@@ -218,14 +224,27 @@ async def running(
         fleet.brings_back_with(importer.bucket.bring_back)
         generation = Generation(fleet, settings, recorder)
         sagemaker_records = SageMakerRecords(registry)
+        endpoint_keys = EndpointKeys(directory)
+
+        async def on_endpoint(endpoint: Endpoint) -> None:
+            if endpoint.status == "Deleted":
+                endpoint_keys.forget(endpoint.account, endpoint.name)
+            await asyncio.to_thread(remember, sagemaker_records, endpoint)
+
         endpoints = Endpoints(
             folder=settings.run / "proxies",
+            logs=settings.logs / "proxies",
             buckets=settings.buckets,
-            environment=_proxy_environment(settings, credentials),
-            changed=lambda endpoint: asyncio.to_thread(remember, sagemaker_records, endpoint),
+            region=settings.region,
+            settings_of=lambda account, name: _proxy_environment(settings, name, endpoint_keys.of(account, name)),
+            changed=on_endpoint,
+            note=lambda account, endpoint, copy_id, state: meter.copy(copy_id, proxies_id(endpoint), state),
+            watch=Watch(),
         )
         sagemaker = SageMaker(region=settings.region, records=sagemaker_records, endpoints=endpoints)
-        sagemaker_runtime = SageMakerRuntime(endpoints, sagemaker_records)
+        sagemaker_runtime = SageMakerRuntime(endpoints, sagemaker_records, settings.home / "async")
+        endpoint_operations = EndpointOperations(endpoints, sagemaker_records)
+        metrics.names_too(lambda: (f"endpoint/{endpoint.name}" for endpoint in endpoints.all()))
         permissions = Permissions(
             authorizer,
             catalogue=catalogue,
@@ -247,7 +266,7 @@ async def running(
         )
         gateway = Gateway(
             authenticator=Authenticator(
-                directory,
+                endpoint_keys,
                 region=settings.region,
                 now=lambda: datetime.now(UTC),
                 services=("bedrock", "sagemaker", "iam", "sts"),
@@ -275,7 +294,13 @@ async def running(
                 aliases=aliases,
                 records=records,
                 settings=settings,
-                usage=UsageDoor(meter=meter, ledger=usage, registry=registry),
+                usage=UsageDoor(
+                    meter=meter,
+                    ledger=usage,
+                    registry=registry,
+                    endpoints=lambda account: [endpoint.name for endpoint in endpoints.all(account)],
+                ),
+                endpoints=endpoint_operations,
             ),
             sagemaker=SageMakerDoor(sagemaker, sagemaker_runtime, permissions),
             access=AccessDoor(directory, authorizer, quotas, region=settings.region),
@@ -322,7 +347,9 @@ async def running(
         endpoints.start(url)
         undo.push_async_callback(endpoints.close, settings.drain_s)
         undo.push_async_callback(sagemaker_runtime.close)
+        await endpoint_operations.resume()
         await sagemaker.resume()
+        await sagemaker_runtime.resume()
         address = settings.run / "server.json"
         write_atomically(address, json.dumps({"url": url, "pid": os.getpid()}).encode())
         undo.callback(address.unlink, missing_ok=True)
@@ -417,14 +444,10 @@ async def _ended(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def _proxy_environment(settings: Settings, credentials: Credentials) -> dict[str, str]:
-    """What the proxies of endpoints reach this server with; the keys are in a private file, not in the environment."""
-    keys = settings.run / "proxy-credentials"
-    lines = [
-        "[default]",
-        f"aws_access_key_id={credentials.access_key_id}",
-        f"aws_secret_access_key={credentials.secret_access_key}",
-    ]
+def _proxy_environment(settings: Settings, name: str, key: AccessKey) -> dict[str, str]:
+    """What the proxies of endpoint *name* reach this server with; the keys are in a private file, not in here."""
+    keys = settings.run / "proxy-credentials" / f"{key.principal.account}-{name}"
+    lines = ["[default]", f"aws_access_key_id={key.access_key_id}", f"aws_secret_access_key={key.secret_access_key}"]
     write_privately(keys, "\n".join(lines) + "\n")
     found = {
         "AWS_SHARED_CREDENTIALS_FILE": str(keys),
@@ -454,7 +477,7 @@ def _meter_request(meter: Meter, record: RequestRecord) -> None:
             principal=record.principal,
             outcome=record.outcome,
             # Counting tokens is no invocation, and opens no billed window.
-            copy_id=None if record.operation == "CountTokens" else record.copy_id,
+            copy_id=None if record.operation == "CountTokens" or is_proxies(record.model_id) else record.copy_id,
             tokens_in=record.input_tokens or 0,
             tokens_out=record.output_tokens or 0,
             held_s=record.held_s + record.queued_s,

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import structs
 
 from outcrop.access.identities import Principal
+from outcrop.api.endpoint_operations import EndpointOperations
 from outcrop.api.usage import UsageDoor
 from outcrop.errors import InvalidRequest, MalformedBody, NotFound
 from outcrop.launchers.local import tail
@@ -35,6 +36,7 @@ class Operations:
         records: ServingRecords,
         settings: Settings,
         usage: UsageDoor,
+        endpoints: EndpointOperations,
     ) -> None:
         self._catalogue = catalogue
         self._fleet = fleet
@@ -42,6 +44,7 @@ class Operations:
         self._records = records
         self._settings = settings
         self._usage = usage
+        self._endpoints = endpoints
 
     async def route(self, method: str, path: list[str], body: bytes, principal: Principal) -> dict[str, Any] | None:
         """Answer *path* (decoded parts below ``/outcrop/v1``); None when it is none of ours."""
@@ -67,7 +70,7 @@ class Operations:
             case "DELETE", ["aliases", alias]:
                 await self._aliases.remove(principal.account, alias)
                 return {}
-        return None
+        return await self._endpoints.route(method, path, body, principal)
 
     async def warm(self, principal: Principal, model: str) -> dict[str, Any]:
         """Start a copy when there is none; answers once one is ready."""

@@ -172,7 +172,7 @@ class Gateway:
         request.principal = principal
         handle = self._openai_route if is_openai else self._own_route if _is_own(path) else self._aws_route
         if is_sagemaker:
-            handle = self._sagemaker.handle
+            handle = self._sagemaker_route
         if is_identity:
             handle = self._identity.handle
         handled = handle(request, path, body, principal)
@@ -266,6 +266,14 @@ class Gateway:
         model_id = imported_model_id(self._permissions.model_arn(model, principal)) or ""
         whose = principal.arn if principal.session is None else principal.session.role_arn
         request.ticket = self._quotas.enter(principal.account, whose, model_id)
+
+    async def _sagemaker_route(
+        self, request: Request, path: str, body: bytes, principal: Principal
+    ) -> Response | Stream:
+        def begin(operation: str) -> Measured:
+            return self._measured(request, principal, len(body), operation)
+
+        return await self._sagemaker.handle(request, path, body, principal, begin)
 
     async def _openai_route(self, request: Request, path: str, body: bytes, principal: Principal) -> Response | Stream:
         origin = origin_of(request)

@@ -11,6 +11,7 @@ import msgspec
 from outcrop.access.identities import Principal
 from outcrop.api import sagemaker, sagemaker_runtime
 from outcrop.api.audit_trail import SAGEMAKER, named
+from outcrop.api.generation import Measured
 from outcrop.api.http import Request, Response, Stream
 from outcrop.api.permissions import Permissions, origin_of
 from outcrop.api.sagemaker import SageMaker
@@ -44,7 +45,10 @@ class SageMakerDoor:
     def to_wire(self, request: Request) -> Callable[[ServiceError], Response]:
         return _control_error if request.raw_path == b"/" else _runtime_error
 
-    async def handle(self, request: Request, path: str, body: bytes, principal: Principal) -> Response | Stream:
+    async def handle(
+        self, request: Request, path: str, body: bytes, principal: Principal, begin: Callable[[str], Measured]
+    ) -> Response | Stream:
+        """*begin* opens the record of an inference request, by its operation."""
         if request.raw_path != b"/":
             match = self._router.match(request.method, path)
             if match is None:
@@ -52,8 +56,9 @@ class SageMakerDoor:
             operation, labels = match
             params = parse_request(operation, labels, request.query.decode("latin-1"), request.header_map(), body)
             named(request, SAGEMAKER, operation.name, params)
+            measured = begin(operation.name)
             await self._permissions.aws(operation, "sagemaker", params, principal, origin_of(request))
-            return await self._runtime.handlers[operation.name](params, principal, request.header_map())
+            return await self._runtime.handlers[operation.name](params, principal, request.header_map(), measured)
         name = _target(request).removeprefix(_PREFIX)
         if name not in self._control.handlers:
             raise UnknownOperation(f"SageMaker's {name[:100]} is not implemented; see docs/reference/compatibility.md.")

@@ -7,32 +7,38 @@ SageMaker's words. Bytes of a stream are handed on as PayloadPart events as they
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
 
 from outcrop.access.identities import Principal
+from outcrop.api.generation import Measured
 from outcrop.api.http import Response, Stream
+from outcrop.api.sagemaker_visit import Callees, Visit, tell
 from outcrop.awswire.eventstream import encode_exception, encode_message
-from outcrop.engines.http1 import Answer
 from outcrop.errors import InvalidRequest, ServiceError
-from outcrop.importing.weights import write_atomically
+from outcrop.metering.usage import proxies_id
 from outcrop.registry.sagemaker_records import CONFIG, SageMakerRecords
-from outcrop.serving.endpoints import Endpoint, Endpoints, Variant
+from outcrop.serving.async_queue import AT_A_TIME, AsyncQueue, Job, write_durably
+from outcrop.serving.data_capture import DataCapture
+from outcrop.serving.endpoints import Endpoints, Lent
+from outcrop.serving.invocation import JSON, Invocation, Reply
+from outcrop.serving.rollout import Endpoint
+from outcrop.serving.shadows import Shadows
 
 log = structlog.get_logger(__name__)
 
-Handler = Callable[[Mapping[str, Any], Principal, Mapping[str, str]], Awaitable[Response | Stream]]
+Handler = Callable[[Mapping[str, Any], Principal, Mapping[str, str], Measured], Awaitable[Response | Stream]]
 EVENT_STREAM = "application/vnd.amazon.eventstream"
-_JSON = "application/json"
-_DEFAULT_TIMEOUT_S = 60.0
 _ASYNC_TIMEOUT_S = 900.0
-_ASYNC_AT_A_TIME = 16
-_MESSAGE_BYTES = 8_192  # of a container's answer that a ModelError repeats
+_ASYNC_TTL_S = 21_600.0
+_CAPTURED_BYTES = 6 << 20  # of a streamed answer
 # The headers of InvokeEndpoint that reach a container; the platform strips all others.
 _PASSED = (
     "x-amzn-sagemaker-custom-attributes",
@@ -57,197 +63,227 @@ OPERATIONS = {
 
 
 class SageMakerRuntime:
-    """Handlers by operation name; parameters are already parsed and validated against the service model."""
+    """Handlers by operation name; parameters are already parsed and validated against the service model.
 
-    def __init__(self, endpoints: Endpoints, records: SageMakerRecords) -> None:
+    *folder*: where accepted asynchronous calls are kept.
+    """
+
+    def __init__(self, endpoints: Endpoints, records: SageMakerRecords, folder: Path) -> None:
         self._endpoints = endpoints
         self._records = records
-        self._gate = asyncio.Semaphore(_ASYNC_AT_A_TIME)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._callees = Callees(endpoints, DataCapture(endpoints.object_path), Shadows(endpoints))
+        self._queue = AsyncQueue(folder, process=self._process, put=self._put)
         self.handlers: dict[str, Handler] = {name: getattr(self, method) for name, method in OPERATIONS.items()}
 
+    async def resume(self) -> None:
+        """Take up asynchronous calls that an earlier server accepted."""
+        await self._queue.resume()
+
     async def invoke(
-        self, params: Mapping[str, Any], principal: Principal, headers: Mapping[str, str]
+        self, params: Mapping[str, Any], principal: Principal, headers: Mapping[str, str], measured: Measured
     ) -> Response | Stream:
-        endpoint = self._found(params, principal)
-        async with self._endpoints.lent(endpoint, params.get("TargetVariant"), params.get("SessionId")) as variant:
+        endpoint = self._found(params, principal, measured)
+        visit = Visit(self._callees, endpoint, _asked(params, headers), measured)
+        async with AsyncExitStack() as stack:
             try:
-                async with asyncio.timeout(_timeout_s(variant)):
-                    answer = await self._ask(variant, params, headers)
-                    try:
-                        body, said = await answer.read(), answer.headers()
-                    finally:
-                        answer.close()
+                lent, reply = await visit.begun(stack, params.get("TargetVariant"), params.get("SessionId"))
+                async with asyncio.timeout_at(visit.deadline):
+                    body, said = await reply.read(), reply.headers()
             except TimeoutError:
-                return _timed_out()
+                return visit.timed_out()
             except OSError as exc:
-                return _unreachable(exc)
-            if answer.status >= 400:
-                return _model_error(answer.status, body, endpoint)
-            found = [
-                ("content-type", said.get("content-type", _JSON)),
-                ("x-amzn-invoked-production-variant", variant.name),
-                *((name, said[name]) for name in _RETURNED if name in said),
-            ]
+                return visit.unreachable(exc)
+            if reply.status >= 400:
+                return visit.refused(reply.status, body)
+            content_type = said.get("content-type", JSON)
+            visit.ended(reply.status, content_type, body)
+            found = [("content-type", content_type), *_said(lent, said)]
+            found.append(("x-outcrop-gateway-ms", f"{measured.gateway_ms():.3f}"))
             return Response(200, found, body)
 
     async def invoke_stream(
-        self, params: Mapping[str, Any], principal: Principal, headers: Mapping[str, str]
+        self, params: Mapping[str, Any], principal: Principal, headers: Mapping[str, str], measured: Measured
     ) -> Response | Stream:
-        endpoint = self._found(params, principal)
+        endpoint = self._found(params, principal, measured)
+        measured.is_stream = True
+        visit = Visit(self._callees, endpoint, _asked(params, headers, is_stream=True), measured)
         async with AsyncExitStack() as stack:
-            lent = self._endpoints.lent(endpoint, params.get("TargetVariant"), params.get("SessionId"))
-            variant = await stack.enter_async_context(lent)
             try:
-                async with asyncio.timeout(_timeout_s(variant)):
-                    answer = await self._ask(variant, params, headers)
-                    stack.callback(answer.close)
-                    if answer.status >= 400:
-                        return _model_error(answer.status, await answer.read(), endpoint)
+                lent, reply = await visit.begun(stack, params.get("TargetVariant"), params.get("SessionId"))
+                if reply.status >= 400:
+                    async with asyncio.timeout_at(visit.deadline):
+                        return visit.refused(reply.status, await reply.read())
             except TimeoutError:
-                return _timed_out()
+                return visit.timed_out()
             except OSError as exc:
-                return _unreachable(exc)
-            said = answer.headers()
+                return visit.unreachable(exc)
+            said = reply.headers()
+            content_type = said.get("content-type", JSON)
             found = [
                 ("content-type", EVENT_STREAM),
-                ("x-amzn-sagemaker-content-type", said.get("content-type", _JSON)),
-                ("x-amzn-invoked-production-variant", variant.name),
-                *((name, said[name]) for name in _RETURNED if name in said),
+                ("x-amzn-sagemaker-content-type", content_type),
+                *_said(lent, said),
             ]
-            return Stream(200, found, _parts(answer, stack.pop_all()))
+            return Stream(200, found, _parts(visit, reply, content_type, stack.pop_all()))
 
     async def invoke_async(
-        self, params: Mapping[str, Any], principal: Principal, headers: Mapping[str, str]
+        self, params: Mapping[str, Any], principal: Principal, headers: Mapping[str, str], measured: Measured
     ) -> Response | Stream:
-        endpoint = self._found(params, principal)
-        config = await asyncio.to_thread(self._records.get, principal.account, CONFIG, endpoint.config_name)
+        endpoint = self._found(params, principal, measured)
+        config = await asyncio.to_thread(self._records.get, principal.account, CONFIG, endpoint.fleet.config_name)
         wanted = (config.body if config else {}).get("AsyncInferenceConfig")
         if wanted is None:
             raise InvalidRequest(f"Endpoint {endpoint.name} has no AsyncInferenceConfig. Use InvokeEndpoint.")
-        if (params.get("InputLocation") is None) == (not params.get("Body")):
+        location, body = params.get("InputLocation"), params.get("Body") or None
+        if (location is None) == (body is None):
             raise InvalidRequest("Give either InputLocation or a Body.")
         inference_id = params.get("InferenceId") or str(uuid.uuid4())
         output = wanted["OutputConfig"]
         place = output.get("S3OutputPath", "").rstrip("/")
         if not place:
-            raise InvalidRequest(f"The AsyncInferenceConfig of {endpoint.config_name} names no S3OutputPath.")
+            raise InvalidRequest(f"The AsyncInferenceConfig of {endpoint.fleet.config_name} names no S3OutputPath.")
+        if extension := params.get("S3OutputPathExtension", "").strip("/"):
+            place = f"{place}/{extension}"
         name = params.get("Filename") or f"{uuid.uuid4()}.out"
         target = f"{place}/{name}"
         failure = f"{output.get('S3FailurePath', place).rstrip('/')}/{name.removesuffix('.out')}-error.out"
         for path in (target, failure):
             self._endpoints.object_path(path)
-        body = params.get("Body") or await asyncio.to_thread(self._input, params["InputLocation"])
-        task = asyncio.create_task(self._later(endpoint, {**params, "Body": body}, dict(headers), target, failure))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if location is not None:
+            await asyncio.to_thread(self._input, location)
+        asked = _asked({**params, "InferenceId": inference_id}, headers)
+        client = wanted.get("ClientConfig", {})
+        per_copy = client.get("MaxConcurrentInvocationsPerInstance")
+        copies = sum(variant.wanted for variant in endpoint.fleet.variants)
+        job = Job(
+            account=principal.account,
+            principal=principal.arn,
+            endpoint=endpoint.name,
+            input=location or "",
+            content_type=asked.content_type,
+            accept=asked.accept,
+            passed=asked.passed,
+            output=target,
+            failure=failure,
+            accepted_at=time.time(),
+            ttl_s=params.get("RequestTTLSeconds", _ASYNC_TTL_S),
+            timeout_s=params.get("InvocationTimeoutSeconds", _ASYNC_TIMEOUT_S),
+            at_a_time=AT_A_TIME if per_copy is None else per_copy * max(1, copies),
+        )
+        await self._queue.accept(job, body)
+        measured.answered(None)
         found = [
-            ("content-type", _JSON),
+            ("content-type", JSON),
             ("x-amzn-sagemaker-outputlocation", target),
             ("x-amzn-sagemaker-failurelocation", failure),
         ]
         return Response(202, found, msgspec.json.encode({"InferenceId": inference_id}))
 
-    def _input(self, location: str) -> bytes:
+    # -- asynchronous calls ---------------------------------------------------------------------------
+
+    def _input(self, location: str) -> Path:
         path = self._endpoints.object_path(location)
         if not path.is_file():
             raise InvalidRequest(f"Could not find the input at {location}.")
-        return path.read_bytes()
+        return path
 
-    async def _later(
-        self, endpoint: Endpoint, params: Mapping[str, Any], headers: Mapping[str, str], target: str, failure: str
-    ) -> None:
-        """Run one asynchronous invocation and put its answer, or what went wrong, where it belongs."""
-        status, body = 500, b"the endpoint is gone"
+    async def _process(self, job: Job, body: bytes | None) -> tuple[int, bytes]:
+        """Status and body of what becomes of *job*; waits while its endpoint starts."""
         try:
-            async with self._gate, self._endpoints.lent(endpoint, None, None) as variant:
-                async with asyncio.timeout(params.get("InvocationTimeoutSeconds") or _ASYNC_TIMEOUT_S):
-                    answer = await self._ask(variant, params, headers)
-                    try:
-                        status, body = answer.status, await answer.read()
-                    finally:
-                        answer.close()
-        except (ServiceError, OSError, TimeoutError) as exc:
-            body = str(exc).encode() or b"the invocation timed out"
-        path = self._endpoints.object_path(target if status < 400 else failure)
+            endpoint = await self._in_service(job)
+            if endpoint is None:
+                return 404, f"Endpoint {job.endpoint} is gone.".encode()
+            if body is None:
+                path = await asyncio.to_thread(self._input, job.input)
+                body = await asyncio.to_thread(path.read_bytes)
+            asked = Invocation(body=body, content_type=job.content_type, accept=job.accept, passed=job.passed)
+            begun = time.monotonic()
+            async with asyncio.timeout(job.timeout_s), self._endpoints.lent(endpoint, None, None) as lent:
+                reply = await lent.copy.send(self._endpoints.client, asked)
+                try:
+                    answer = await reply.read()
+                    tell(self._endpoints, endpoint, lent.variant, reply.status, time.monotonic() - begun, 0.0)
+                    return reply.status, answer
+                finally:
+                    reply.close()
+        except TimeoutError:
+            return 504, f"The invocation took longer than {job.timeout_s:g} s.".encode()
+        except (ServiceError, OSError) as exc:
+            return 500, str(exc).encode() or type(exc).__name__.encode()
 
-        def write() -> None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, body)
+    async def _in_service(self, job: Job) -> Endpoint | None:
+        until = job.accepted_at + job.ttl_s
+        while True:
+            endpoint = self._endpoints.find(job.account, job.endpoint)
+            if endpoint is None or endpoint.status in ("Failed", "Deleting"):
+                return None
+            if endpoint.status != "Creating" or time.time() > until:
+                return endpoint
+            await asyncio.sleep(0.2)
 
-        await asyncio.to_thread(write)
+    def _put(self, place: str, content: bytes) -> None:
+        path = self._endpoints.object_path(place)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, content)
 
     async def close(self) -> None:
-        """End asynchronous invocations; their callers find no output."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Stop asynchronous work; accepted calls go on at the next start."""
+        await self._queue.close()
+        await self._callees.shadows.close()
+        await self._callees.capture.close()
 
-    def _found(self, params: Mapping[str, Any], principal: Principal) -> Endpoint:
+    # -- what every kind of invocation shares ---------------------------------------------------------
+
+    def _found(self, params: Mapping[str, Any], principal: Principal, measured: Measured) -> Endpoint:
         endpoint = self._endpoints.find(principal.account, params["EndpointName"])
         if endpoint is None or endpoint.status == "Failed":
             raise InvalidRequest(f"Endpoint {params['EndpointName']} of account {principal.account} not found.")
+        measured.of_model(f"endpoint/{endpoint.name}", proxies_id(endpoint.name))
         return endpoint
 
-    async def _ask(self, variant: Variant, params: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
-        lines = f"Authorization: Bearer {variant.proxy.key}\r\nContent-Type: {params.get('ContentType') or _JSON}\r\n"
-        if accept := params.get("Accept"):
-            lines += f"Accept: {accept}\r\n"
-        for name in _PASSED:
-            if name in headers:
-                lines += f"{name}: {headers[name]}\r\n"
-        body = params.get("Body", b"")
-        return await self._endpoints.client.send("POST", variant.proxy.url, "/invocations", head=lines, body=body)
 
-
-async def _parts(answer: Answer, stack: AsyncExitStack) -> AsyncGenerator[bytes, None]:
+async def _parts(visit: Visit, reply: Reply, content_type: str, stack: AsyncExitStack) -> AsyncGenerator[bytes, None]:
     headers = (
         (":event-type", "PayloadPart"),
         (":content-type", "application/octet-stream"),
         (":message-type", "event"),
     )
+    kept: list[bytes] = []
+    size = 0
     async with stack:
         try:
-            async for part in answer.parts():
+            async for part in reply.parts():
+                if visit.measured.first_byte_at is None:
+                    visit.measured.first_byte_at = time.perf_counter()
+                if visit.is_captured and size < _CAPTURED_BYTES:
+                    kept.append(part)
+                    size += len(part)
                 yield encode_message(headers, part)
         except TimeoutError as exc:
+            visit.broke("ModelInvocationTimeExceeded")
             yield _broken("ModelInvocationTimeExceeded", str(exc))
         except OSError:
+            visit.broke("StreamBroken")
             yield _broken("StreamBroken", "The container ended the stream before it was complete.")
+        else:
+            visit.ended(reply.status, content_type, b"".join(kept))
 
 
 def _broken(code: str, message: str) -> bytes:
     return encode_exception("ModelStreamError", message, {"Message": message, "ErrorCode": code})
 
 
-def _timeout_s(variant: Variant) -> float:
-    seconds = variant.model["PrimaryContainer"].get("Environment", {}).get("SAGEMAKER_MODEL_SERVER_TIMEOUT", "")
-    return float(seconds) + 1 if seconds.isdecimal() else _DEFAULT_TIMEOUT_S + 1
-
-
-def _model_error(status: int, body: bytes, endpoint: Endpoint) -> Response:
-    said = body[:_MESSAGE_BYTES].decode(errors="replace")
-    whose = "client" if status < 500 else "server"
-    message = (
-        f'Received {whose} error ({status}) from primary with message "{said}". See the log of endpoint '
-        f"{endpoint.name} in account {endpoint.account} for more information."
+def _asked(params: Mapping[str, Any], headers: Mapping[str, str], *, is_stream: bool = False) -> Invocation:
+    return Invocation(
+        body=params.get("Body", b""),
+        content_type=params.get("ContentType") or JSON,
+        accept=params.get("Accept") or "",
+        passed={name: headers[name] for name in _PASSED if name in headers},
+        is_stream=is_stream,
     )
-    return _error("ModelError", 424, message, OriginalStatusCode=status, OriginalMessage=said)
 
 
-def _timed_out() -> Response:
-    message = (
-        'Received server error (0) from primary with message "Your invocation timed out while waiting for a response '
-        'from container primary. Review the latency metrics for each container, resolve the issue, and try again."'
-    )
-    return _error("ModelError", 424, message, OriginalStatusCode=0, OriginalMessage="timed out")
-
-
-def _unreachable(exc: OSError) -> Response:
-    message = f"The container is not reachable: {exc}. It is started again; try again later."
-    return _error("ServiceUnavailable", 503, message)
-
-
-def _error(code: str, status: int, message: str, **more: Any) -> Response:
-    headers = [("content-type", _JSON), ("x-amzn-errortype", code)]
-    return Response(status, headers, msgspec.json.encode({"Message": message, **more}))
+def _said(lent: Lent, said: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Headers of the answer: who gave it, and what the container says besides."""
+    returned = [(name, said[name]) for name in _RETURNED if name in said]
+    return [("x-amzn-invoked-production-variant", lent.variant.name), *returned]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from msgspec import structs
@@ -12,11 +13,16 @@ from outcrop.errors import InvalidRequest
 from outcrop.ids import imported_model_resource
 from outcrop.metering.ledger import Ledger
 from outcrop.metering.meter import Meter
+from outcrop.metering.usage import proxies_id
 from outcrop.registry.store import Registry
 
 
 class UsageDoor:
-    def __init__(self, *, meter: Meter, ledger: Ledger, registry: Registry) -> None:
+    def __init__(
+        self, *, meter: Meter, ledger: Ledger, registry: Registry, endpoints: Callable[[str], Iterable[str]]
+    ) -> None:
+        """*endpoints*: the names of an account's endpoints, whose proxies are metered too."""
+        self._endpoints = endpoints
         self._meter = meter
         self._ledger = ledger
         self._registry = registry
@@ -32,7 +38,7 @@ class UsageDoor:
 
     def _read(self, account: str, since_ms: int, until_ms: int) -> dict[str, Any]:
         rows = self._ledger.between(account, since_ms, until_ms)
-        models = {}
+        models: dict[str, dict[str, Any]] = {}
         for model in self._registry.all_models():
             if model.account == account:
                 models[model.model_id] = {
@@ -40,6 +46,8 @@ class UsageDoor:
                     "architecture": model.architecture,
                     "tags": self._registry.attachments.tags(account, imported_model_resource(model.model_id)),
                 }
+        for name in self._endpoints(account):
+            models[proxies_id(name)] = {"name": f"proxies of {name}", "architecture": "", "tags": {}}
         return {
             "rows": [{**structs.asdict(key), **structs.asdict(usage)} for key, usage in rows.items()],
             "models": models,

@@ -28,6 +28,7 @@ COMMANDS = {
     "logs": ("serving", "logs"),
     "scaling": ("serving", "scaling"),
     "alias": ("serving", "alias"),
+    "alarms": ("alarms", "app"),
     "status": ("status", "status"),
     "top": ("top", "top"),
     "trace": ("trace", "trace"),

@@ -23,13 +23,17 @@ def warm(model: str = MODEL, home: Path | None = HOME) -> None:
 
 
 def logs(
-    model: str = MODEL,
+    model: str = typer.Argument(
+        help="Name, alias or ARN of an imported model; endpoint/NAME for an endpoint's proxies."
+    ),
     copy: str | None = typer.Option(None, help="Id of a copy; without it the newest. See outcrop status."),
     home: Path | None = HOME,
     as_json: bool = JSON,
 ) -> None:
-    """Print the engine's log of a copy, also of one that has ended."""
-    path = f"/outcrop/v1/models/{quote(model, safe='')}/logs"
+    """Print the log of a copy, an engine or an endpoint's proxy, also of one that has ended."""
+    kind, _, name = model.partition("/")
+    what = f"endpoints/{quote(name, safe='')}" if kind == "endpoint" and name else f"models/{quote(model, safe='')}"
+    path = f"/outcrop/v1/{what}/logs"
     found = connect(home).get(f"{path}/{quote(copy, safe='')}" if copy else path)
     if as_json:
         echo_json(found)

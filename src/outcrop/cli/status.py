@@ -13,11 +13,27 @@ from outcrop.cli.client import HOME, JSON, connect, echo_json, show
 
 # Where clients look for an authority: AWS's, Python's (httpx and requests), Node's, curl's.
 TRUST = ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE")
+ENDPOINTS = "/outcrop/v1/endpoints"
+ENDPOINT_COLUMNS = {
+    "endpoint": "ENDPOINT",
+    "status": "STATUS",
+    "variant": "VARIANT",
+    "weight": "WEIGHT",
+    "copy_id": "COPY",
+    "state": "STATE",
+    "age_s": "AGE S",
+    "in_flight": "IN FLIGHT",
+    "requests": "REQUESTS",
+    "restarts": "RESTARTS",
+    "pid": "PID",
+}
 
 
 def status(home: Path | None = HOME, as_json: bool = JSON) -> None:
     """Show the models with how soon each could answer, and the copies: state, age, requests."""
-    found = connect(home).get("/outcrop/v1/status")
+    client = connect(home)
+    found = client.get("/outcrop/v1/status")
+    found["endpoints"] = client.get(ENDPOINTS)["copies"]
     if as_json:
         echo_json(found)
         return
@@ -54,6 +70,9 @@ def status(home: Path | None = HOME, as_json: bool = JSON) -> None:
         "pid": "PID",
     }
     show([{**copy, "state": state_of(copy)} for copy in found["copies"]], columns, as_json=False)
+    if found["endpoints"]:
+        typer.echo()
+        show(found["endpoints"], ENDPOINT_COLUMNS, as_json=False)
 
 
 def state_of(copy: Mapping[str, Any]) -> str:
@@ -76,6 +95,8 @@ def env(home: Path | None = HOME, as_json: bool = JSON) -> None:
         "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": client.url,
         "AWS_ENDPOINT_URL_IAM": client.url,
         "AWS_ENDPOINT_URL_STS": client.url,
+        "AWS_ENDPOINT_URL_SAGEMAKER": client.url,
+        "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": client.url,
         "AWS_REGION": keys.region,
         "AWS_DEFAULT_REGION": keys.region,
         "AWS_ACCESS_KEY_ID": keys.access_key_id,

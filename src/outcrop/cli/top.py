@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from outcrop.cli.client import HOME, JSON, Client, connect, echo_json
-from outcrop.cli.status import state_of
+from outcrop.cli.status import ENDPOINT_COLUMNS, ENDPOINTS, state_of
 
 _PATH = "/outcrop/v1/top"
 
@@ -27,7 +27,7 @@ def top(
 ) -> None:
     """Show models, copies, queues, slots and tokens per second, live. With --json one look a line."""
     client = connect(home)
-    before = client.get(_PATH)
+    before = _seen(client)
     if once or as_json:
         while True:
             before, found = _look(client, before, interval_s)
@@ -71,8 +71,12 @@ def with_rates(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 def _look(client: Client, before: dict[str, Any], interval_s: float) -> tuple[dict[str, Any], dict[str, Any]]:
     time.sleep(interval_s)
-    after = client.get(_PATH)
+    after = _seen(client)
     return after, with_rates(before, after)
+
+
+def _seen(client: Client) -> dict[str, Any]:
+    return {**client.get(_PATH), "endpoints": client.get(ENDPOINTS)["copies"]}
 
 
 def _line(found: dict[str, Any]) -> str:
@@ -87,7 +91,18 @@ def _page(found: dict[str, Any]) -> Group:
     live = sum(model["live"] for model in found["models"])
     waiting = sum(model["waiting"] for model in found["models"])
     head = Text(f"{clock}   {live} requests, {waiting} waiting   {len(found['copies'])} copies   {tokens:.0f} tokens/s")
-    return Group(head, Text(), _models(found["models"]), Text(), _copies(found["copies"]))
+    parts: list[Any] = [head, Text(), _models(found["models"]), Text(), _copies(found["copies"])]
+    if found.get("endpoints"):
+        parts += [Text(), _endpoints(found["endpoints"])]
+    return Group(*parts)
+
+
+def _endpoints(copies: list[dict[str, Any]]) -> Table:
+    table = _table(*ENDPOINT_COLUMNS.values())
+    for copy in copies:
+        shown = {**copy, "age_s": _seconds(copy["age_s"])}
+        table.add_row(*("" if shown[key] is None else str(shown[key]) for key in ENDPOINT_COLUMNS))
+    return table
 
 
 def _models(models: list[dict[str, Any]]) -> Table:

@@ -17,7 +17,7 @@ from fractions import Fraction
 from msgspec import Struct
 
 from outcrop.metering.price_book import CMU_MONTH, CMU_V1, CMU_V2, OWN_COPY_HOUR, PriceBook
-from outcrop.metering.usage import HOUR_MS, NOBODY, SUMS, Key, Usage
+from outcrop.metering.usage import HOUR_MS, NOBODY, SUMS, Key, Usage, is_proxies
 from outcrop.metering.windows import WINDOW_MINUTES
 
 MONTH_S = 730 * 3600  # AWS's month
@@ -81,7 +81,8 @@ def grouping(by: str, models: Mapping[str, ModelNote]) -> Grouping:
 
 
 def note_of(models: Mapping[str, ModelNote], model_id: str) -> ModelNote:
-    return models.get(model_id) or ModelNote(f"deleted model {model_id}")
+    what = "proxies of a deleted endpoint" if is_proxies(model_id) else "deleted model"
+    return models.get(model_id) or ModelNote(f"{what} {model_id}")
 
 
 def bill(rows: Rows, models: Mapping[str, ModelNote], terms: Terms, *, by: str) -> list[Line]:
@@ -110,6 +111,8 @@ def bill(rows: Rows, models: Mapping[str, ModelNote], terms: Terms, *, by: str) 
 
 
 def _costs(key: Key, usage: Usage, models: Mapping[str, ModelNote], terms: Terms) -> dict[str, Fraction]:
+    if is_proxies(key.model_id):
+        return {}  # a process without a model: its time is told, what a copy of a model costs is not its price
     is_second = note_of(models, key.model_id).architecture.startswith("GptOss")
     unit_minute = _usd(terms, CMU_V2 if is_second else CMU_V1)
     found = {
@@ -133,6 +136,8 @@ def _reserved(rows: Rows, terms: Terms) -> dict[Key, Fraction]:
     peaks: dict[tuple[str, str], int] = defaultdict(int)
     first: dict[tuple[str, str], int] = {}
     for key, usage in rows.items():
+        if is_proxies(key.model_id):
+            continue
         model = key.account, key.model_id
         peaks[model] = max(peaks[model], usage.peak_copies)
         first[model] = min(first.get(model, key.hour_ms), key.hour_ms)

@@ -7,6 +7,7 @@ and are cut at the wall clock's hours.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from hashlib import sha256
 
 from msgspec import Struct
 
@@ -14,6 +15,17 @@ HOUR_MS = 3_600_000
 COPY_STATES = ("starting", "idle", "busy", "evictable", "draining", "asleep", "proving")
 RESERVED_STATES = frozenset({"starting", "idle", "busy"})  # what a fleet of fixed size would have to hold
 NOBODY = ""
+PROXIES = "ep-"  # what the id begins with under which the proxies of an endpoint are metered; no model's id does
+
+
+def proxies_id(endpoint: str) -> str:
+    """What stands in the place of a model's id in rows of the proxies of *endpoint*; as long as one."""
+    return PROXIES + sha256(endpoint.encode()).hexdigest()[:9]
+
+
+def is_proxies(model_id: str) -> bool:
+    """Whether rows under *model_id* are of an endpoint's proxies, which hold no model and have no units."""
+    return model_id.startswith(PROXIES)
 
 
 class Key(Struct, frozen=True):

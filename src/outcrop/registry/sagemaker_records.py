@@ -13,6 +13,7 @@ from outcrop.registry.schema import sagemaker_resources
 from outcrop.registry.store import Registry
 
 MODEL, CONFIG, ENDPOINT = "model", "endpoint-config", "endpoint"
+ALARM = "alarm"  # serving.alarms.Alarm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -180,7 +180,7 @@ sagemaker_resources = sa.Table(
     "sagemaker_resources",
     metadata,
     sa.Column("account", sa.String(12), primary_key=True),
-    sa.Column("kind", sa.String(16), primary_key=True),  # model, endpoint-config, endpoint
+    sa.Column("kind", sa.String(16), primary_key=True),  # model, endpoint-config, endpoint, alarm
     sa.Column("name", sa.String(63), primary_key=True),
     sa.Column("body", sa.JSON, nullable=False),  # the call that made it; of an endpoint also what became of it
     sa.Column("tags", sa.JSON, nullable=False),

@@ -1,136 +1,129 @@
-"""SageMaker-style endpoints: variants behind proxies, the split between them, updates that shift it.
+"""SageMaker-style endpoints: variants of copies, the split of requests between them, what becomes of them.
 
-One proxy per variant, with as many workers as the variant has instances; it forwards to an imported model of this
-server. An update makes new proxies beside the old ones, waits until they answer, moves the traffic in the steps that
-were asked for and ends the old ones; one that fails leaves the old ones as they were.
+``variants`` owns the copies, ``rollout`` moves an endpoint from one configuration to the next, ``traffic`` chooses.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import shutil
-import tarfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from outcrop.engines.http1 import Client
-from outcrop.errors import InvalidRequest, ServiceError
+from outcrop.errors import InvalidRequest
+from outcrop.serving.deployment import deployment_of
+from outcrop.serving.invocation import Answerer
 from outcrop.serving.proxies import ProxyProcess
-from outcrop.serving.traffic import choose, steps, sticky_point
+from outcrop.serving.rollout import Endpoint, Fleet, Plan, Retained, Rollout, fleet_of
+from outcrop.serving.traffic import choose, sticky_point
+from outcrop.serving.variants import FAILED_START, Copies, Variant
+from outcrop.serving.watch import Watch
 
 log = structlog.get_logger(__name__)
 
-START_S = 240.0  # SageMaker's own limit until the first ping that is answered
-_GIB = 1 << 30
+_TICK_S = 1.0
 
 
-@dataclass(slots=True, kw_only=True)
-class Variant:
-    """One variant as it runs. *model*: the body of the call that made its model."""
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """Who answers one invocation."""
 
-    name: str
-    weight: float
-    instances: int
-    spec: Mapping[str, Any]
-    model: Mapping[str, Any]
-    proxy: ProxyProcess
-    folder: Path
-    in_flight: int = 0
-
-
-@dataclass(slots=True, kw_only=True)
-class Endpoint:
-    """One endpoint. *coming* takes *share* of the traffic during an update."""
-
-    account: str
-    name: str
-    config_name: str
-    status: str = "Creating"
-    failure: str = ""
-    variants: list[Variant] = field(default_factory=list)
-    coming: list[Variant] = field(default_factory=list)
-    share: float = 0.0
-    deployment: Mapping[str, Any] | None = None
-    task: asyncio.Task[None] | None = None
-
-    def chosen(self, target: str | None, sticky: str | None, point: Callable[[], float]) -> Variant:
-        """The variant that answers. Raises InvalidRequest for one that the endpoint has not."""
-        pool = self.variants
-        if self.coming and (not pool or _point(f"{self.name}/update", sticky, point) < self.share):
-            pool = self.coming
-        if target is not None:
-            for variant in (*pool, *self.variants, *self.coming):
-                if variant.name == target:
-                    return variant
-            raise InvalidRequest(f"Variant {target} not found in endpoint {self.name}.")
-        return pool[choose([variant.weight for variant in pool], _point(self.name, sticky, point))]
-
-
-def _point(salt: str, sticky: str | None, point: Callable[[], float]) -> float:
-    return point() if sticky is None else sticky_point(salt, sticky)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What an endpoint is to run: variants with the bodies of their models."""
-
-    config_name: str
-    variants: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
+    variant: Variant
+    copy: Answerer
 
 
 class Endpoints:
-    """Every endpoint that runs here. *changed* is told of each change, to be kept."""
+    """Every endpoint that runs here. *changed* is told of each change, to be kept.
+
+    *settings_of* (account, endpoint): what its proxies reach the server with. *note* (account, endpoint, copy, state):
+    told of every change of a copy; None when it has ended.
+    """
 
     def __init__(
         self,
         *,
         folder: Path,
+        logs: Path,
         buckets: Path,
-        environment: Mapping[str, str],
+        region: str,
+        settings_of: Callable[[str, str], Mapping[str, str]],
         changed: Callable[[Endpoint], Awaitable[None]],
+        note: Callable[[str, str, str, str | None], None] = lambda *_: None,
+        watch: Watch,
     ) -> None:
-        self._folder = folder
         self._buckets = buckets
-        self._environment = environment
         self._changed = changed
+        self._given = settings_of
         self._url = ""
-        self._number = 0
         self._all: dict[tuple[str, str], Endpoint] = {}
-        self.client = Client(connect_timeout_s=5, read_timeout_s=900, keep_s=30)
+        self._ticker: asyncio.Task[None] | None = None
+        self.watch = watch
+        self.copies = Copies(
+            folder=folder,
+            logs=logs,
+            region=region,
+            object_path=self.object_path,
+            settings_of=self._settings,
+            note=note,
+        )
+        self._rollout = Rollout(self.copies, watch, changed)
+
+    @property
+    def client(self) -> Client:
+        return self.copies.client
+
+    def _settings(self, account: str, endpoint: str) -> Mapping[str, str]:
+        return {"OUTCROP_PROXY_ENDPOINT_URL": self._url, **self._given(account, endpoint)}
 
     def start(self, url: str) -> None:
         """From now on proxies may be started: the server answers at *url*. What an earlier server unpacked goes."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self.copies.sweep()
         self._url = url
+        self._ticker = asyncio.create_task(self._tick(), name="endpoints")
 
     def find(self, account: str, name: str) -> Endpoint | None:
         return self._all.get((account, name))
 
-    def all(self, account: str) -> list[Endpoint]:
-        return [endpoint for (owner, _), endpoint in self._all.items() if owner == account]
+    def all(self, account: str | None = None) -> list[Endpoint]:
+        """Every endpoint, of one account or of all."""
+        return [endpoint for (owner, _), endpoint in self._all.items() if account in (None, owner)]
 
     def create(self, account: str, name: str, plan: Plan) -> Endpoint:
         """Begin to start an endpoint; its status tells how it goes."""
-        endpoint = Endpoint(account=account, name=name, config_name=plan.config_name)
+        endpoint = Endpoint(account=account, name=name, fleet=fleet_of(plan))
         self._all[account, name] = endpoint
-        self._run(endpoint, self._create(endpoint, plan))
+        self._run(endpoint, self._create(endpoint))
         return endpoint
 
-    def update(self, endpoint: Endpoint, plan: Plan, deployment: Mapping[str, Any] | None, *, keeps: bool) -> None:
-        """Begin a blue/green update. *keeps*: weights and instance counts stay what they were."""
+    def update(
+        self,
+        endpoint: Endpoint,
+        plan: Plan,
+        config: Mapping[str, Any] | None,
+        retained: Retained = Retained(),  # noqa: B008
+    ) -> None:
+        """Begin an update as the DeploymentConfig *config* has it. Raises InvalidRequest."""
+        wanted = [variant.wanted for variant in fleet_of(plan, endpoint.fleet, retained).variants]
+        deployment = deployment_of(config, wanted)
+        if missing := self.watch.missing(endpoint.account, deployment.alarms):
+            raise InvalidRequest(
+                f"AutoRollbackConfiguration names alarms that do not exist: {', '.join(missing)}. Make them with "
+                "outcrop alarms set."
+            )
         self._begin(endpoint, "Updating")
-        endpoint.deployment = deployment
-        self._run(endpoint, self._update(endpoint, plan, deployment, keeps=keeps))
+        endpoint.deployment = config
+        self._run(endpoint, self._rollout.run(endpoint, plan, deployment, retained))
 
     def reweigh(self, endpoint: Endpoint, wanted: Mapping[str, tuple[float | None, int | None]]) -> None:
         """Set weights at once; begin to change instance counts. Raises InvalidRequest for an unknown variant."""
-        known = {variant.name for variant in endpoint.variants}
+        known = {variant.name for variant in endpoint.fleet.everything}
         for name in wanted:
             if name not in known:
                 raise InvalidRequest(f'The requested variant "{name}" does not exist in endpoint "{endpoint.name}".')
@@ -138,25 +131,63 @@ class Endpoints:
         self._run(endpoint, self._reweigh(endpoint, wanted))
 
     def delete(self, endpoint: Endpoint) -> None:
-        """Begin to end an endpoint; it is forgotten when its proxies are gone."""
+        """Begin to end an endpoint; it is forgotten when its copies are gone."""
         if endpoint.task is not None and endpoint.status != "Creating":
             raise InvalidRequest(f'Cannot delete endpoint "{endpoint.name}" while it is {endpoint.status}.')
-        if endpoint.task is not None:
-            endpoint.task.cancel()
+        was = endpoint.task
         endpoint.status = "Deleting"
-        self._run(endpoint, self._delete(endpoint))
+        self._run(endpoint, self._delete(endpoint, was))
 
     @asynccontextmanager
-    async def lent(self, endpoint: Endpoint, target: str | None, sticky: str | None) -> AsyncIterator[Variant]:
-        """The variant for one invocation, counted until the end of the block."""
-        if not endpoint.variants and not endpoint.coming:
+    async def lent(
+        self, endpoint: Endpoint, target: str | None, sticky: str | None, but: Collection[Answerer] = ()
+    ) -> AsyncIterator[Lent]:
+        """The copy for one invocation, counted until the end of the block; none of *but*, where there is another.
+
+        Raises InvalidRequest while there is none at all, or for a *target* that the endpoint has not.
+        """
+        variant = self.chosen(endpoint, target, sticky)
+        async with self.counted(endpoint, variant, but) as copy:
+            yield Lent(variant, copy)
+
+    @asynccontextmanager
+    async def counted(
+        self, endpoint: Endpoint, variant: Variant, but: Collection[Answerer] = ()
+    ) -> AsyncIterator[Answerer]:
+        """A copy of *variant*, counted until the end of the block."""
+        copy = variant.chosen(but) or variant.chosen()
+        if copy is None:
             raise InvalidRequest(f"Endpoint {endpoint.name} is {endpoint.status}; wait until it is InService.")
-        variant = endpoint.chosen(target, sticky, random.random)
-        variant.in_flight += 1
+        begun = time.monotonic()
+        variant.demand.arrived(begun)
+        copy.requests += 1
+        copy.in_flight += 1
+        if copy.in_flight == 1:
+            self.copies.note(endpoint.account, endpoint.name, copy)
         try:
-            yield variant
+            yield copy
         finally:
-            variant.in_flight -= 1
+            copy.in_flight -= 1
+            variant.active_at = time.monotonic()
+            variant.demand.served(variant.active_at - begun, 0, 0.0)
+            if not copy.in_flight:
+                self.copies.note(endpoint.account, endpoint.name, copy)
+
+    def chosen(self, endpoint: Endpoint, target: str | None, sticky: str | None) -> Variant:
+        """The variant that answers. Raises InvalidRequest for one that the endpoint has not."""
+        pool, coming = endpoint.fleet.variants, endpoint.coming
+        if coming is not None and _point(f"{endpoint.name}/update", sticky) < endpoint.share:
+            pool = coming.variants
+        if target is not None:
+            others = coming.variants if coming is not None and endpoint.share else []
+            named = [variant for variant in [*pool, *endpoint.fleet.variants, *others] if variant.name == target]
+            if named:
+                return named[0]
+            raise InvalidRequest(f"Variant {target} not found in endpoint {endpoint.name}.")
+        if not pool:
+            raise InvalidRequest(f"Endpoint {endpoint.name} is {endpoint.status}; it has no variant that runs.")
+        found: Variant = pool[choose([variant.weight for variant in pool], _point(endpoint.name, sticky))]
+        return found
 
     # -- what tasks do --------------------------------------------------------------------------------
 
@@ -167,127 +198,74 @@ class Endpoints:
             )
         endpoint.status = status
 
-    def _run(self, endpoint: Endpoint, work: Any) -> None:
+    def _run(self, endpoint: Endpoint, work: Coroutine[Any, Any, None]) -> None:
         async def run() -> None:
             try:
                 await work
+            except Exception:
+                log.exception("work on an endpoint failed", endpoint=endpoint.name)
+                endpoint.failure = "The server failed on this; its log has the details."
+                endpoint.status = "InService" if endpoint.fleet.variants else "Failed"
             finally:
                 if endpoint.task is asyncio.current_task():
                     endpoint.task = None
 
         endpoint.task = asyncio.create_task(run(), name=f"endpoint {endpoint.name}")
 
-    async def _create(self, endpoint: Endpoint, plan: Plan) -> None:
+    async def _create(self, endpoint: Endpoint) -> None:
         try:
-            endpoint.variants = await self._started(endpoint, plan, {})
+            await self._rollout.started(endpoint, endpoint.fleet)
             endpoint.status, endpoint.failure = "InService", ""
-        except (ServiceError, OSError, tarfile.TarError) as exc:
+        except FAILED_START as exc:
+            await self.copies.stop(endpoint.fleet.everything, 0)
             endpoint.status, endpoint.failure = "Failed", str(exc)
+            endpoint.fleet = Fleet(config_name=endpoint.fleet.config_name)
             log.error("an endpoint does not start", endpoint=endpoint.name, reason=str(exc))
         await self._changed(endpoint)
 
-    async def _update(
-        self, endpoint: Endpoint, plan: Plan, deployment: Mapping[str, Any] | None, *, keeps: bool
-    ) -> None:
-        kept = {variant.name: variant for variant in endpoint.variants} if keeps else {}
-        try:
-            endpoint.coming = await self._started(endpoint, plan, kept)
-        except (ServiceError, OSError, tarfile.TarError) as exc:
-            endpoint.status, endpoint.failure = "InService", f"The update was rolled back: {exc}"
-            log.error("an update was rolled back", endpoint=endpoint.name, reason=str(exc))
-            await self._changed(endpoint)
-            return
-        policy = (deployment or {}).get("BlueGreenUpdatePolicy", {})
-        routing = policy.get("TrafficRoutingConfiguration", {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": 0})
-        size = routing.get("CanarySize") or routing.get("LinearStepSize") or {"Value": 100}
-        shares = steps(routing["Type"], size["Value"])
-        for share in shares:
-            endpoint.share = share
-            if share < 1 or len(shares) > 1:
-                await asyncio.sleep(routing.get("WaitIntervalInSeconds", 0))
-        old, endpoint.variants, endpoint.coming, endpoint.share = endpoint.variants, endpoint.coming, [], 0.0
-        endpoint.config_name, endpoint.failure = plan.config_name, ""
-        await asyncio.sleep(policy.get("TerminationWaitInSeconds", 0))
-        await self._stop(old)
-        endpoint.status = "InService"
-        await self._changed(endpoint)
-
     async def _reweigh(self, endpoint: Endpoint, wanted: Mapping[str, tuple[float | None, int | None]]) -> None:
-        ended = []
-        try:
-            for at, variant in enumerate(endpoint.variants):
-                weight, instances = wanted.get(variant.name, (None, None))
-                if weight is not None:
-                    variant.weight = weight
-                if instances is not None and instances != variant.instances:
-                    fresh = await self._variant(endpoint, variant.spec, variant.model, variant.weight, instances)
-                    endpoint.variants[at] = fresh
-                    ended.append(variant)
-            endpoint.failure = ""
-        except (ServiceError, OSError, tarfile.TarError) as exc:
-            endpoint.failure = f"The instance count was not changed: {exc}"
-        await self._stop(ended)
+        endpoint.failure = ""
+        for variant in endpoint.fleet.everything:
+            weight, instances = wanted.get(variant.name, (None, None))
+            if weight is not None:
+                variant.weight = weight
+            if instances is None or instances == variant.wanted:
+                continue
+            count = max(1, instances)
+            try:
+                await self.copies.grow(endpoint.account, endpoint.name, variant, count)
+            except FAILED_START as exc:
+                endpoint.failure = f"The instance count of {variant.name} was not changed: {exc}"
+                continue
+            variant.wanted, variant.most = count, max(count, variant.most if variant.is_scaled else count)
+            if not variant.is_scaled:
+                self.copies.shrink(variant, count)
         endpoint.status = "InService"
         await self._changed(endpoint)
 
-    async def _delete(self, endpoint: Endpoint) -> None:
-        await self._stop([*endpoint.variants, *endpoint.coming])
+    async def _delete(self, endpoint: Endpoint, was: asyncio.Task[None] | None) -> None:
+        if was is not None:
+            was.cancel()
+            await asyncio.gather(was, return_exceptions=True)
+            endpoint.status = "Deleting"
+        coming = endpoint.coming.everything if endpoint.coming is not None else []
+        await self.copies.stop([*endpoint.fleet.everything, *coming], 30.0)
         endpoint.status = "Deleted"
         await self._changed(endpoint)
+        self.watch.forget(endpoint.account, endpoint.name)
         self._all.pop((endpoint.account, endpoint.name), None)
 
-    async def _started(self, endpoint: Endpoint, plan: Plan, kept: Mapping[str, Variant]) -> list[Variant]:
-        """Every variant of *plan*, answering pings; none is left when one of them fails."""
-        found: list[Variant] = []
-        try:
-            for spec, model in plan.variants:
-                was = kept.get(spec["VariantName"])
-                weight = was.weight if was else spec.get("InitialVariantWeight", 1.0)
-                instances = was.instances if was else spec.get("InitialInstanceCount", 1)
-                found.append(await self._variant(endpoint, spec, model, weight, instances))
-        except BaseException:
-            await self._stop(found, grace_s=0)
-            raise
-        return found
+    async def _tick(self) -> None:
+        """Scale what is at rest; an update counts its copies itself."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            now = time.monotonic()
+            for endpoint in list(self._all.values()):
+                if endpoint.task is None and endpoint.status == "InService":
+                    for variant in endpoint.fleet.everything:
+                        self.copies.scale(endpoint.account, endpoint.name, variant, now)
 
-    async def _variant(
-        self, endpoint: Endpoint, spec: Mapping[str, Any], model: Mapping[str, Any], weight: float, instances: int
-    ) -> Variant:
-        self._number += 1
-        label = f"{endpoint.name}.{spec['VariantName']}"
-        folder = self._folder / f"{endpoint.account}-{label}-{self._number}"
-        container = model["PrimaryContainer"]
-        await asyncio.to_thread(self._unpack, container.get("ModelDataUrl"), folder / "model")
-        settings = {
-            **self._environment,
-            **container.get("Environment", {}),
-            "OUTCROP_PROXY_MODEL_DIR": str(folder / "model"),
-            "OUTCROP_PROXY_WORKERS": str(max(1, instances)),
-        }
-        settings.setdefault("OUTCROP_PROXY_ENDPOINT_URL", self._url)
-        proxy = ProxyProcess(label, settings, folder / "proxy.log")
-        await proxy.start(self.client, START_S)
-        return Variant(
-            name=spec["VariantName"],
-            weight=weight,
-            instances=instances,
-            spec=spec,
-            model=model,
-            proxy=proxy,
-            folder=folder,
-        )
-
-    def _unpack(self, url: str | None, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not url:
-            return
-        path = self.object_path(url)
-        if not path.is_file():
-            raise InvalidRequest(f"Could not find model data at {url}.")
-        with tarfile.open(path, "r:*") as archive:
-            if sum(member.size for member in archive) > _GIB:
-                raise InvalidRequest(f"{url} unpacks to more than 1 GiB: a bundle holds a script, not weights.")
-            archive.extractall(folder, filter="data")
+    # -- places ---------------------------------------------------------------------------------------
 
     def object_path(self, url: str) -> Path:
         """The file of an object in the server's own buckets. Raises InvalidRequest for any other place."""
@@ -297,17 +275,48 @@ class Endpoints:
             raise InvalidRequest(f"{url} is not s3://bucket/key in a bucket of this server (folders of its home).")
         return path
 
-    async def _stop(self, variants: Sequence[Variant], grace_s: float = 30.0) -> None:
-        await asyncio.gather(*(variant.proxy.stop(grace_s) for variant in variants))
-        for variant in variants:
-            await asyncio.to_thread(shutil.rmtree, variant.folder, ignore_errors=True)
+    def status(self, account: str) -> list[dict[str, Any]]:
+        """Every copy of the account's endpoints, for people."""
+        now = time.monotonic()
+        rows = []
+        for endpoint in self.all(account):
+            fleets = [endpoint.fleet, *([endpoint.coming] if endpoint.coming is not None else [])]
+            for fleet in fleets:
+                for variant in fleet.everything:
+                    rows += [
+                        {
+                            "endpoint": endpoint.name,
+                            "status": endpoint.status,
+                            "config": fleet.config_name,
+                            "variant": variant.name,
+                            "weight": variant.weight,
+                            "copy_id": copy.copy_id,
+                            "state": str(copy.state) if isinstance(copy, ProxyProcess) else "forward",
+                            "pid": copy.pid if isinstance(copy, ProxyProcess) else None,
+                            "age_s": round(now - copy.born_at, 3) if isinstance(copy, ProxyProcess) else None,
+                            "restarts": copy.restarts if isinstance(copy, ProxyProcess) else 0,
+                            "in_flight": copy.in_flight,
+                            "requests": copy.requests,
+                            "wanted": variant.wanted,
+                            "most": variant.most,
+                        }
+                        for copy in variant.copies
+                    ]
+        return rows
 
     async def close(self, grace_s: float) -> None:
-        """End every proxy."""
+        """End every copy."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+            await asyncio.gather(self._ticker, return_exceptions=True)
         for endpoint in self._all.values():
             if endpoint.task is not None:
                 endpoint.task.cancel()
                 await asyncio.gather(endpoint.task, return_exceptions=True)
-        everything = [found for endpoint in self._all.values() for found in (*endpoint.variants, *endpoint.coming)]
-        await self._stop(everything, grace_s)
-        await self.client.aclose()
+        fleets = [fleet for e in self._all.values() for fleet in (e.fleet, e.coming) if fleet is not None]
+        await self.copies.stop([variant for fleet in fleets for variant in fleet.everything], grace_s)
+        await self.copies.close()
+
+
+def _point(salt: str, sticky: str | None) -> float:
+    return random.random() if sticky is None else sticky_point(salt, sticky)  # noqa: S311  (a split, nothing secret)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 
 
@@ -24,12 +26,45 @@ def sticky_point(salt: str, key: str) -> float:
     return int.from_bytes(sha256(f"{salt}\0{key}".encode()).digest()[:7]) / 2**56
 
 
-def steps(kind: str, size_percent: float) -> list[float]:
-    """The new fleet's share of the traffic at each step of a blue/green update, the last one 1."""
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A part of a fleet, as SageMaker's CapacitySize says it: *value* instances, or per cent of its capacity."""
+
+    value: int
+    is_percent: bool
+
+    def share_of(self, instances: int) -> float:
+        """The same as a share, at most 1."""
+        return min(1.0, self.value / 100 if self.is_percent else self.value / max(1, instances))
+
+    def instances_of(self, instances: int) -> int:
+        """The same as whole instances, at least one."""
+        return max(1, min(instances, int(self.value * instances // 100) if self.is_percent else self.value))
+
+
+def steps(kind: str, share: float) -> list[float]:
+    """The new fleet's share of the traffic at each step of a blue/green update, the last one 1.
+
+    *kind*: TrafficRoutingConfigType of sagemaker/2017-07-24; *share*: the size of a canary or of a linear step.
+    """
     match kind:
         case "CANARY":
-            return [size_percent / 100, 1.0]
+            return [share, 1.0]
         case "LINEAR":
-            count = max(1, int(100 // size_percent))
-            return [*(min(1.0, size_percent * step / 100) for step in range(1, count)), 1.0]
+            count = math.ceil(round(1 / share, 6))
+            return [*(min(1.0, share * step) for step in range(1, count)), 1.0]
     return [1.0]
+
+
+def batches(wanted: Sequence[int], size: Size) -> list[list[int]]:
+    """Instances of each variant that are new after each batch of a rolling update; all of them after the last."""
+    each = [size.instances_of(count) for count in wanted]
+    rounds = max(math.ceil(count / step) for count, step in zip(wanted, each, strict=True))
+    return [
+        [min(count, step * number) for count, step in zip(wanted, each, strict=True)] for number in range(1, rounds + 1)
+    ]
+
+
+def is_shadowed(shadow_weight: float, production_weight: float, point: float) -> bool:
+    """Whether a request is copied to a shadow variant: as its weight is to that of the production variant."""
+    return production_weight > 0 and point < min(1.0, shadow_weight / production_weight)

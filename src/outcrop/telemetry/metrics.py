@@ -91,6 +91,12 @@ class Metrics:
         """Ask *read* at every scrape for what is true then."""
         self._sources.append(read)
 
+    def names_too(self, names: Callable[[], Iterable[str]]) -> None:
+        """Keep the series of *names* besides: what is asked and is no model."""
+        models = self._names
+        if models is not None:
+            self._names = lambda: (*models(), *names())
+
     # -- what happens ----------------------------------------------------------------------------------
 
     def request(self, record: RequestRecord) -> None:
