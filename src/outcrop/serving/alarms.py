@@ -38,8 +38,8 @@ class Sample(msgspec.Struct, frozen=True):
 class Alarm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="pascal"):
     """In ALARM while *statistic* of *metric* compares so with *threshold* in each of the last *evaluation_periods*.
 
-    *period*: seconds. Without a variant all of the endpoint count. *treat_missing_data*: of a period without
-    invocations, where counts of errors are 0 all the same.
+    *period*: seconds. Without a variant all of the endpoint count. *treat_missing_data*: what a period
+    without invocations counts as; in one with some, errors that there were none of are 0.
     """
 
     endpoint_name: str

@@ -29,8 +29,10 @@ _MODES = {"Input": ("Input",), "Output": ("Output",), "InputAndOutput": ("Input"
 
 @dataclass(slots=True)
 class _Buffer:
+    """Events of one place, not encoded yet: that is for the thread that writes."""
+
     prefix: str
-    lines: list[bytes] = field(default_factory=list)
+    events: list[tuple[Mapping[str, Any], dict[str, Any]]] = field(default_factory=list)
 
 
 def wanted(config: Mapping[str, Any] | None, point: float) -> bool:
@@ -92,17 +94,27 @@ class DataCapture:
     def wants(self, config: Mapping[str, Any] | None) -> bool:
         return wanted(config, random.random())  # noqa: S311  (a sample, nothing secret)
 
-    def note(self, config: Mapping[str, Any], endpoint: str, variant: str, **event: Any) -> None:
-        """Keep one request, see ``line``. Never waits; over MOST_BYTES the newest is dropped."""
+    def note(
+        self,
+        config: Mapping[str, Any],
+        endpoint: str,
+        variant: str,
+        *,
+        request: tuple[str, bytes],
+        answer: tuple[str, bytes] | None,
+        **more: str,
+    ) -> None:
+        """Keep one request, see ``line``. Never waits and encodes nothing; over MOST_BYTES the newest is dropped."""
         at = datetime.now(UTC)
-        found = line(config, event_id=str(uuid.uuid4()), at=at, **event)
-        if self._bytes + len(found) > MOST_BYTES:
+        size = len(request[1]) + (len(answer[1]) if answer is not None else 0)
+        if self._bytes + size > MOST_BYTES:
             self.dropped += 1
             return
+        event = {"event_id": str(uuid.uuid4()), "at": at, "request": request, "answer": answer, **more}
         prefix = f"{config['DestinationS3Uri'].rstrip('/')}/{endpoint}/{variant}/{at:%Y/%m/%d/%H}"
         buffer = self._buffers.setdefault(prefix, _Buffer(prefix))
-        buffer.lines.append(found)
-        self._bytes += len(found)
+        buffer.events.append((config, event))
+        self._bytes += size
         if self._task is None:
             self._task = asyncio.create_task(self._flush_soon(), name="data capture")
 
@@ -127,10 +139,12 @@ class DataCapture:
                 path = self._object_path(f"{buffer.prefix}/{name}")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = path.with_name(f".{path.name}.part")
-                part.write_bytes(b"".join(buffer.lines))
+                with part.open("wb") as file:
+                    for config, event in buffer.events:
+                        file.write(line(config, **event))
                 part.replace(path)
             except OSError as exc:
-                log.error("captures could not be written", place=buffer.prefix, lines=len(buffer.lines), why=str(exc))
+                log.error("captures could not be written", place=buffer.prefix, events=len(buffer.events), why=str(exc))
 
     async def close(self) -> None:
         """Write what is left."""
