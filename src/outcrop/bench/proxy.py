@@ -1,8 +1,9 @@
 """What a proxy container adds: ``make bench-proxy``.
 
 The same requests to one upstream that computes nothing: straight (unsigned InvokeModel, which it does not check), and
-through a proxy whose ``model.py`` hands everything on. Per level all take turns, so that other load on the machine
-falls on all of them; every number is relative to the straight way of the same round.
+through a proxy whose ``model.py`` hands everything on. Beside them the server that SageMaker's inference toolkit itself
+starts (Multi Model Server, which needs Java), with a script that forwards by urllib3. Per level all take turns, so that
+other load on the machine falls on all of them; every number is relative to the straight way of the same round.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import statistics
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -41,6 +43,41 @@ SCRIPTS = {
     "toolkit, plain functions": "import json\n\n\ndef input_fn(body, content_type):\n    return json.loads(body)\n\n\n"
     "def output_fn(prediction, accept):\n    return json.dumps(prediction), accept\n",
 }
+MMS = "toolkit in its own server"
+# The same for that server: nobody forwards for it. One connection, kept, and no signature.
+MMS_SCRIPT = """
+import json
+import os
+
+import urllib3
+
+POOL = urllib3.PoolManager(maxsize=4)
+
+
+def model_fn(model_dir):
+    return os.environ["BENCH_UPSTREAM"]
+
+
+def input_fn(body, content_type):
+    return json.loads(body)
+
+
+def predict_fn(data, model):
+    sent = json.dumps(data)
+    return json.loads(POOL.request("POST", model, body=sent, headers={"Content-Type": "application/json"}).data)
+
+
+def output_fn(prediction, accept):
+    return json.dumps(prediction), accept
+"""
+MMS_CONFIG = """\
+decode_input_request=false
+load_models=ALL
+default_service_handler=sagemaker_inference.default_handler_service
+default_workers_per_model={workers}
+inference_address=http://127.0.0.1:{port}
+management_address=http://127.0.0.1:{management}
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +101,12 @@ class Way:
         return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
 
     def processes(self) -> list[int]:
-        """The front and its workers."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return [self.pid, *map(int, children)]
+        """The process and all below it: a proxy's front and its workers."""
+        found = [self.pid]
+        for pid in found:
+            for file in Path(f"/proc/{pid}/task").glob("*/children"):  # a thread may have started one
+                found += map(int, file.read_text().split())
+        return found
 
     def cpu_s(self) -> float:
         """CPU time of all its processes so far."""
@@ -128,6 +168,41 @@ async def proxy(folder: Path, name: str, script: str, to: Way, port: int, worker
         yield Way(name, port, pid)
 
 
+@contextlib.asynccontextmanager
+async def mms(folder: Path, environment: Path, to: Way, port: int, workers: int) -> AsyncIterator[Way]:
+    """The toolkit's own server, installed in *environment*, from its first answer on."""
+    code = folder / "mms" / "model" / "code"
+    await asyncio.to_thread(code.mkdir, parents=True)
+    (code / "inference.py").write_text(MMS_SCRIPT)
+    config = folder / "mms" / "mms.properties"
+    config.write_text(MMS_CONFIG.format(workers=workers, port=port, management=port + 1))
+    server = str(environment / "bin" / "multi-model-server")
+    command = [server, "--foreground", "--start", "--model-store", "/", "--mms-config", str(config)]
+    variables = {
+        "PATH": f"{environment / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(code),
+        "SAGEMAKER_BASE_DIR": str(folder / "mms"),
+        "BENCH_UPSTREAM": f"http://127.0.0.1:{to.port}/model/bench/invoke",
+        "LOG_LOCATION": str(folder / "mms"),
+        "METRICS_LOCATION": str(folder / "mms"),
+    }
+    log = folder / "mms.log"
+    async with (
+        _process([*command, "--models", f"model={code.parent}"], log, **variables) as pid,
+        aiohttp.ClientSession() as session,
+    ):
+        for _ in range(int(START_S / 0.2)):
+            with contextlib.suppress(aiohttp.ClientError):
+                body = {"prompt": PROMPT, "max_tokens": 1}
+                async with session.post(f"http://127.0.0.1:{port}/invocations", json=body) as response:
+                    if response.status == 200:
+                        break
+            await asyncio.sleep(0.2)
+        else:
+            raise RuntimeError(f"the toolkit's server did not start; its log: {log.read_text()[-2000:]}")
+        yield Way(MMS, port, pid)
+
+
 async def measure(way: Way, concurrency: int, pieces: int, spread_s: float, duration_s: float) -> Result:
     """One level one way, by a load generator in a process of its own."""
     plan = Plan("127.0.0.1", way.port, way.request(pieces), concurrency, duration_s, pieces, spread_s)
@@ -138,7 +213,10 @@ async def measure(way: Way, concurrency: int, pieces: int, spread_s: float, dura
     return msgspec.json.decode(out, type=Result)
 
 
-async def run(levels: Sequence[int], rounds: int, duration_s: float, workers: int) -> dict[str, Any]:
+async def run(
+    levels: Sequence[int], rounds: int, duration_s: float, workers: int, toolkit: Path | None = None
+) -> dict[str, Any]:
+    """*toolkit*: the environment of its own server; None leaves it out."""
     with temporary_folder() as name:
         folder = Path(name)
         async with contextlib.AsyncExitStack() as stack:
@@ -148,6 +226,8 @@ async def run(levels: Sequence[int], rounds: int, duration_s: float, workers: in
                 ways.append(
                     await stack.enter_async_context(proxy(folder, title, script, straight, 7395 + number, workers))
                 )
+            if toolkit is not None:
+                ways.append(await stack.enter_async_context(mms(folder, toolkit, straight, 7399, workers)))
             rows = []
             for delay_ms, pieces in [*((delay, 0) for delay in DELAYS_MS), (0.0, STREAM_TOKENS)]:
                 token_ms = STREAM_TOKEN_MS if pieces else 0.0
@@ -253,9 +333,14 @@ def main() -> None:
     parser.add_argument("--levels", default=",".join(map(str, LEVELS)), help="callers at a time, comma-separated")
     parser.add_argument("--workers", type=int, default=1, help="worker processes of a proxy")
     parser.add_argument("--out", type=Path, help="write the result as JSON here as well")
+    parser.add_argument("--toolkit", type=Path, help="environment of the toolkit's own server (needs Java)")
     arguments = parser.parse_args()
     levels = [int(level) for level in arguments.levels.split(",")]
-    result = asyncio.run(run(levels, arguments.rounds, arguments.duration, arguments.workers))
+    toolkit = arguments.toolkit
+    if toolkit is not None and shutil.which("java") is None:
+        note("there is no Java here: the toolkit's own server is left out")
+        toolkit = None
+    result = asyncio.run(run(levels, arguments.rounds, arguments.duration, arguments.workers, toolkit))
     typer.echo(f"{HEAD}\n{table(result['levels'])}\n\nresident MB (front, workers): {result['memory_mb']}")
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
