@@ -30,7 +30,7 @@ def test_a_key_moves_to_a_variant_whose_weight_is_raised_and_never_back() -> Non
 
 
 def test_an_update_ends_with_all_of_the_traffic() -> None:
-    assert steps("CANARY", 10) == [0.1, 1.0]
-    assert steps("LINEAR", 25) == [0.25, 0.5, 0.75, 1.0]
-    assert steps("LINEAR", 30) == [0.3, 0.6, 1.0]
-    assert steps("ALL_AT_ONCE", 100) == [1.0]
+    assert steps("CANARY", 0.1) == [0.1, 1.0]
+    assert steps("LINEAR", 0.25) == [0.25, 0.5, 0.75, 1.0]
+    assert steps("LINEAR", 0.5) == [0.5, 1.0]
+    assert steps("ALL_AT_ONCE", 1.0) == [1.0]
