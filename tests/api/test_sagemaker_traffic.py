@@ -101,16 +101,18 @@ def test_an_answer_is_recorded_timed_metered_and_counted_for_its_caller(server: 
 
 def test_the_key_of_a_proxy_asks_models_and_nothing_else(server: Server, shadowed: str, model: str) -> None:
     environment = Path(f"/proc/{copies(server, shadowed)[0]['pid']}/environ").read_bytes().decode().split("\0")
-    keys = dict(line.partition("=")[::2] for line in environment if "=" in line)
-    assert keys["AWS_ACCESS_KEY_ID"] != server.credentials.access_key_id
+    found = dict(line.partition("=")[::2] for line in environment if "=" in line)
+    text = Path(found["AWS_SHARED_CREDENTIALS_FILE"]).read_text()
+    keys = dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line)
+    assert keys["aws_access_key_id"] != server.credentials.access_key_id
 
     def client(service: str) -> Any:
         return boto3.client(
             service,
             endpoint_url=server.url,
             region_name="us-east-1",
-            aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
+            aws_access_key_id=keys["aws_access_key_id"],
+            aws_secret_access_key=keys["aws_secret_access_key"],
         )
 
     body = json.dumps({"prompt": "x", "max_tokens": 1})

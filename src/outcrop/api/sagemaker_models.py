@@ -16,7 +16,7 @@ from outcrop.serving.forwards import TO, destination
 IMAGE = "outcrop/proxy"
 TARGET = "OUTCROP_PROXY_TARGET"
 # Settings of a proxy that the server itself gives; another value would take the proxy out of its hands.
-_OWN = ("HOST", "PORT", "KEY", "MODEL_DIR", "ENDS_WITH_PARENT")
+_OWN = ("HOST", "PORT", "KEY", "KEY_FILE", "MODEL_DIR", "ENDS_WITH_PARENT")
 
 
 class Models:
