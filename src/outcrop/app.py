@@ -226,6 +226,9 @@ async def running(
         sagemaker_records = SageMakerRecords(registry)
         endpoint_keys = EndpointKeys(directory)
 
+        async def proxy_environment(account: str, name: str) -> dict[str, str]:
+            return _proxy_environment(settings, name, await endpoint_keys.of(account, name))
+
         async def on_endpoint(endpoint: Endpoint) -> None:
             if endpoint.status == "Deleted":
                 endpoint_keys.forget(endpoint.account, endpoint.name)
@@ -236,7 +239,7 @@ async def running(
             logs=settings.logs / "proxies",
             buckets=settings.buckets,
             region=settings.region,
-            settings_of=lambda account, name: _proxy_environment(settings, name, endpoint_keys.of(account, name)),
+            settings_of=proxy_environment,
             changed=on_endpoint,
             note=lambda account, endpoint, copy_id, state: meter.copy(copy_id, proxies_id(endpoint), state),
             watch=Watch(),

@@ -53,7 +53,7 @@ class Endpoints:
         logs: Path,
         buckets: Path,
         region: str,
-        settings_of: Callable[[str, str], Mapping[str, str]],
+        settings_of: Callable[[str, str], Awaitable[Mapping[str, str]]],
         changed: Callable[[Endpoint], Awaitable[None]],
         note: Callable[[str, str, str, str | None], None] = lambda *_: None,
         watch: Watch,
@@ -79,8 +79,8 @@ class Endpoints:
     def client(self) -> Client:
         return self.copies.client
 
-    def _settings(self, account: str, endpoint: str) -> Mapping[str, str]:
-        return {"OUTCROP_PROXY_ENDPOINT_URL": self._url, **self._given(account, endpoint)}
+    async def _settings(self, account: str, endpoint: str) -> Mapping[str, str]:
+        return {"OUTCROP_PROXY_ENDPOINT_URL": self._url, **await self._given(account, endpoint)}
 
     def start(self, url: str) -> None:
         """From now on proxies may be started: the server answers at *url*. What an earlier server unpacked goes."""

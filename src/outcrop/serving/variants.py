@@ -11,7 +11,7 @@ import contextlib
 import shutil
 import tarfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,7 @@ class Copies:
         logs: Path,
         region: str,
         object_path: Callable[[str], Path],
-        settings_of: Callable[[str, str], Mapping[str, str]],
+        settings_of: Callable[[str, str], Awaitable[Mapping[str, str]]],
         note: Callable[[str, str, str, str | None], None],
     ) -> None:
         self.logs = logs
@@ -193,7 +193,7 @@ class Copies:
             await asyncio.to_thread(self._unpack, variant.model["PrimaryContainer"].get("ModelDataUrl"), folder)
             variant.folder = folder
         settings = {
-            **self._settings_of(account, endpoint),
+            **await self._settings_of(account, endpoint),
             "OUTCROP_PROXY_WORKERS": "1",
             **variant.environment,
             "OUTCROP_PROXY_MODEL_DIR": str(variant.folder),

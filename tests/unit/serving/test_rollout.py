@@ -37,10 +37,13 @@ class Bench:
             logs=folder / "logs",
             buckets=folder / "buckets",
             region="us-east-1",
-            settings_of=lambda account, endpoint: {},
+            settings_of=self._settings,
             changed=self._changed,
             watch=self.watch,
         )
+
+    async def _settings(self, account: str, endpoint: str) -> dict[str, str]:
+        return {}
 
     async def _changed(self, endpoint: Endpoint) -> None:
         self.kept.append((endpoint.status, endpoint.fleet.config_name))
