@@ -215,13 +215,14 @@ class Endpoints:
     async def _create(self, endpoint: Endpoint) -> None:
         try:
             await self._rollout.started(endpoint, endpoint.fleet)
-            endpoint.status, endpoint.failure = "InService", ""
+            status, endpoint.failure = "InService", ""
         except FAILED_START as exc:
             await self.copies.stop(endpoint.fleet.everything, 0)
-            endpoint.status, endpoint.failure = "Failed", str(exc)
+            status, endpoint.failure = "Failed", str(exc)
             endpoint.fleet = Fleet(config_name=endpoint.fleet.config_name)
             log.error("an endpoint does not start", endpoint=endpoint.name, reason=str(exc))
         await self._changed(endpoint)
+        endpoint.status = status  # last: who reads it may update at once
 
     async def _reweigh(self, endpoint: Endpoint, wanted: Mapping[str, tuple[float | None, int | None]]) -> None:
         endpoint.failure = ""
@@ -240,8 +241,8 @@ class Endpoints:
             variant.wanted, variant.most = count, max(count, variant.most if variant.is_scaled else count)
             if not variant.is_scaled:
                 self.copies.shrink(variant, count)
-        endpoint.status = "InService"
         await self._changed(endpoint)
+        endpoint.status = "InService"
 
     async def _delete(self, endpoint: Endpoint, was: asyncio.Task[None] | None) -> None:
         if was is not None:

@@ -116,9 +116,10 @@ class Rollout:
             )
             return
         endpoint.fleet, endpoint.coming, endpoint.share = fresh, None, 0.0
-        endpoint.status, endpoint.failure = "InService", ""
+        endpoint.failure = ""
         await self._changed(endpoint)
         self._copies.retire(old.everything)
+        endpoint.status = "InService"  # last: who reads it may update again at once
 
     async def _blue_green(self, endpoint: Endpoint, fresh: Fleet, deployment: Deployment) -> None:
         await self.started(endpoint, fresh)
@@ -166,8 +167,8 @@ class Rollout:
             endpoint.failure = f"{reason} Not all old copies came back: {exc}"
         endpoint.share, endpoint.coming = 0.0, None
         self._copies.retire(fresh.everything)
-        endpoint.status = "InService"
         await self._changed(endpoint)
+        endpoint.status = "InService"
 
 
 def fleet_of(plan: Plan, old: Fleet | None = None, retained: Retained = Retained()) -> Fleet:
