@@ -34,7 +34,7 @@ MOST_IN_FLIGHT = 256
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One server: where it listens and how a request to it is written."""
+    """One server: where it listens and how a request to it is written; *pid* where its processor time is measured."""
 
     name: str
     host: str
@@ -42,6 +42,7 @@ class Contender:
     key: str = ""
     arn: str = ""
     credentials: Credentials | None = None
+    pid: int = 0
 
     def request(self, prompt: str, pieces: int) -> bytes:
         """The bytes of a whole HTTP/1.1 request, signed now; *pieces* over 0 asks for a stream of so many tokens."""
@@ -92,12 +93,13 @@ async def outcrop(home: Path) -> AsyncIterator[list[Contender]]:
     async with _process(command, settings, home / "outcrop.log"):
         address = home / "run" / "server.json"
         await _until(address.exists, "outcrop", home / "outcrop.log")
-        url = json.loads(address.read_text())["url"]
+        served = json.loads(address.read_text())
+        url, pid = served["url"], served["pid"]
         keys = read(home)
         arn = await asyncio.to_thread(_import, url, keys, home)
         host, _, port = url.removeprefix("http://").rpartition(":")
-        bedrock = Contender("outcrop, SigV4 InvokeModel", host, int(port), arn=arn, credentials=keys)
-        openai = Contender("outcrop, OpenAI", host, int(port), key=keys.bearer_key)
+        bedrock = Contender("outcrop, SigV4 InvokeModel", host, int(port), arn=arn, credentials=keys, pid=pid)
+        openai = Contender("outcrop, OpenAI", host, int(port), key=keys.bearer_key, pid=pid)
         await ask(openai)  # starts the copy, whose port is known from then on
         yield [Contender("direct", "127.0.0.1", int(port_file.read_text())), bedrock, openai]
 

@@ -64,7 +64,21 @@ def levels(*, is_quick: bool) -> list[Level]:
     return [*every, Level(0, "1 kB", STREAM_TOKENS, 1, 10), Level(0, "1 kB", STREAM_TOKENS, 32, 10)]
 
 
-async def measure(contender: Contender, level: Level, duration_s: float) -> Result:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the load generator saw, and the processor time (user and system) that one request cost the server."""
+
+    result: Result
+    server_cpu_us: float | None
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of processor time that *pid* has used, in steps of 10 ms (proc(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def measure(contender: Contender, level: Level, duration_s: float) -> Measured:
     """One level through one contender, by a load generator in a process of its own."""
     plan = Plan(
         host=contender.host,
@@ -75,6 +89,7 @@ async def measure(contender: Contender, level: Level, duration_s: float) -> Resu
         pieces=level.pieces,
         spread_s=(level.delay_ms + level.token_ms) / 1000,
     )
+    begun_s = cpu_s(contender.pid) if contender.pid else 0.0
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -83,7 +98,10 @@ async def measure(contender: Contender, level: Level, duration_s: float) -> Resu
         stdout=asyncio.subprocess.PIPE,
     )
     out, _ = await process.communicate(msgspec.json.encode(plan))
-    return msgspec.json.decode(out, type=Result)
+    result = msgspec.json.decode(out, type=Result)
+    if not (contender.pid and result.requests):
+        return Measured(result, None)
+    return Measured(result, (cpu_s(contender.pid) - begun_s) / result.requests * 1e6)
 
 
 async def run(only: Sequence[str], rounds: int, duration_s: float, *, is_quick: bool) -> dict[str, Any]:
@@ -104,7 +122,7 @@ async def run(only: Sequence[str], rounds: int, duration_s: float, *, is_quick: 
             rows = []
             for level in levels(is_quick=is_quick):
                 await pace(upstream, level.delay_ms, level.token_ms)
-                found: dict[str, list[Result]] = {contender.name: [] for contender in contenders}
+                found: dict[str, list[Measured]] = {contender.name: [] for contender in contenders}
                 for _ in range(rounds):
                     for contender in contenders:
                         found[contender.name].append(await measure(contender, level, duration_s))
@@ -119,11 +137,13 @@ async def run(only: Sequence[str], rounds: int, duration_s: float, *, is_quick: 
     }
 
 
-def row(level: Level, found: dict[str, list[Result]]) -> dict[str, Any]:
+def row(level: Level, found: dict[str, list[Measured]]) -> dict[str, Any]:
     """Medians over the rounds, and each contender beside the direct way."""
-    direct = found["direct"]
+    direct = [measured.result for measured in found["direct"]]
     through = {}
-    for name, results in found.items():
+    for name, rounds in found.items():
+        results = [measured.result for measured in rounds]
+        costs = [measured.server_cpu_us for measured in rounds if measured.server_cpu_us is not None]
         pairs = [
             (ours.latency_ms, plain.latency_ms)
             for ours, plain in zip(results, direct, strict=True)
@@ -143,6 +163,7 @@ def row(level: Level, found: dict[str, list[Result]]) -> dict[str, Any]:
             "requests": sum(result.requests for result in results),
             "failures": sum(result.failures for result in results),
             "first_failure": next((result.first_failure for result in results if result.failures), ""),
+            "server_cpu_us": _median(costs) if costs else None,
             "load_generator_cpu_s": _median([result.cpu_s for result in results]),
         }
     return {"level": level.title, "through": through}
@@ -163,14 +184,16 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for entry in rows:
         for name, found in entry["through"].items():
             added, delay = found["added_ms"], found["piece_delay_ms"].get("p50", "")
-            cells = (added["p50"], added["p95"], added["p99"], found["requests_per_s"], delay, found["failures"] or "")
+            cpu = found["server_cpu_us"] or ""
+            cells = (*(added[share] for share in ("p50", "p95", "p99")), found["requests_per_s"], delay, cpu)
+            cells = (*cells, found["failures"] or "")
             lines.append(f"| {entry['level']} | {name} | " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)
 
 
 HEAD = (
-    "| level | through | added p50 ms | p95 | p99 | requests/s | piece delay p50 ms | failed |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    "| level | through | added p50 ms | p95 | p99 | requests/s | piece delay p50 ms | CPU µs/request | failed |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from openai import AsyncOpenAI
 
 from outcrop.bench import random_llama, upstream
 from outcrop.bench.contenders import Contender
-from outcrop.bench.hop import Level, levels, row, table
+from outcrop.bench.hop import Level, Measured, cpu_s, levels, row, table
 from outcrop.bench.load import Plan, Result, Run, percentiles
 from outcrop.checkpoints.files import CheckpointFiles, wanted_texts
 from outcrop.checkpoints.inspect import inspect
@@ -85,15 +86,24 @@ def test_a_percentile_is_one_of_the_values() -> None:
 
 
 def test_what_is_added_is_relative_to_the_straight_way_of_the_same_round() -> None:
-    def result(p50: float) -> Result:
+    def measured(p50: float, cpu_us: float | None = None) -> Measured:
         times = {"p50": p50, "p95": p50, "p99": p50}
-        return Result(1, 0, 10.0, times, times, 0.0, {}, 0.0)
+        return Measured(Result(1, 0, 10.0, times, times, 0.0, {}, 0.0), cpu_us)
 
-    found = {"direct": [result(10.0), result(20.0)], "through": [result(11.0), result(21.0)]}
+    found = {"direct": [measured(10.0), measured(20.0)], "through": [measured(11.0, 150.0), measured(21.0, 250.0)]}
     entry = row(Level(100, "1 kB", 0, 1), found)
 
     assert entry["through"]["through"]["added_ms"]["p50"] == 1.0
+    assert entry["through"]["through"]["server_cpu_us"] == 200.0
+    assert entry["through"]["direct"]["server_cpu_us"] is None
     assert "| 100 ms, 1 kB, whole, 1 at a time | through | 1.0 |" in table([entry])
+
+
+def test_the_processor_time_of_a_process_grows_with_its_work() -> None:
+    begun = cpu_s(os.getpid())
+    while cpu_s(os.getpid()) == begun:
+        sum(range(1000))
+    assert cpu_s(os.getpid()) > begun
 
 
 def test_a_full_run_has_every_level_that_is_promised() -> None:
