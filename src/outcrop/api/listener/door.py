@@ -50,6 +50,7 @@ class Door:
         self.loop = asyncio.get_running_loop()
         self.limits = limits
         self.connections: set[Connection] = set()
+        self.unspoken: set[asyncio.Transport] = set()  # connections that have not said what they speak
         self.is_draining = False
         self._application = application
         self._tasks: set[asyncio.Task[None]] = set()
@@ -85,6 +86,8 @@ class Door:
             connection.cut()
         for task in self._tasks:
             task.cancel()
+        for transport in self.unspoken:
+            transport.abort()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.sleep(0)  # the loop closes the transports
 

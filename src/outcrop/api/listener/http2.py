@@ -98,10 +98,7 @@ class Http2(Connection):
             self.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        exchanges = list(self._exchanges.values())
-        self._exchanges.clear()
-        for exchange in exchanges:
-            exchange.leave()
+        self._leave_all()
         super().connection_lost(exc)
 
     # -- what its exchanges call ----------------------------------------------------------------------
@@ -171,6 +168,7 @@ class Http2(Connection):
         elif isinstance(event, h2.events.ConnectionTerminated):
             self._is_leaving = True
             if not self._exchanges or event.error_code != h2.errors.ErrorCodes.NO_ERROR:
+                self._leave_all()
                 self.transport.close()
 
     def _request(self, event: h2.events.RequestReceived) -> None:
@@ -237,9 +235,16 @@ class Http2(Connection):
 
     def _end(self, code: h2.errors.ErrorCodes = h2.errors.ErrorCodes.NO_ERROR) -> None:
         if not self.transport.is_closing():
+            self._leave_all()  # h2 takes nothing of theirs any more
             self.h2.close_connection(code)
             self.flush()
             self.transport.close()
+
+    def _leave_all(self) -> None:
+        exchanges = list(self._exchanges.values())
+        self._exchanges.clear()
+        for exchange in exchanges:
+            exchange.leave()
 
 
 class Http2Exchange(Exchange):

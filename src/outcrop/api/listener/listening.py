@@ -73,6 +73,7 @@ class Opening(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._door.unspoken.add(self._transport)
         if is_tls(transport):
             spoken = transport.get_extra_info("ssl_object").selected_alpn_protocol()
             self._become(spoken == "h2")
@@ -87,14 +88,18 @@ class Opening(asyncio.Protocol):
             self._become(is_http2=False)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._over()
+
+    def _over(self) -> asyncio.Transport:
+        assert self._transport is not None
+        self._door.unspoken.discard(self._transport)
         if self._patience is not None:
             self._patience.cancel()
+        return self._transport
 
     def _become(self, is_http2: bool) -> None:
-        assert self._transport is not None
-        if self._patience is not None:
-            self._patience.cancel()
-        protocol = (Http2 if is_http2 else Http1)(self._door, self._transport)
-        self._transport.set_protocol(protocol)
+        transport = self._over()
+        protocol = (Http2 if is_http2 else Http1)(self._door, transport)
+        transport.set_protocol(protocol)
         if self._seen:
             protocol.data_received(self._seen)
