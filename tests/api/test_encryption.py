@@ -28,7 +28,9 @@ def master(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def keyed(tmp_path: Path, master: Path) -> Iterator[Server]:
-    server = Server(tmp_path / "home", cpu_threads=1, weight_keys=json.dumps({KEY: f"file:{master}"})).start()
+    server = Server(
+        tmp_path / "home", cpu_threads=1, imports_in_parallel=2, weight_keys=json.dumps({KEY: f"file:{master}"})
+    ).start()
     yield server
     if server.process is not None and server.process.poll() is None:
         server.stop()

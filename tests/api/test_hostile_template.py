@@ -31,7 +31,7 @@ def served(home: Path, tiny: Path, harm: str) -> tuple[Server, str]:
     path = folder / "tokenizer_config.json"
     template = TURNED.replace("{harm}", harm)
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
-    server = Server(home, cpu_threads=1, slots=2, stall_s=1, probe_s=0.5).start()
+    server = Server(home, cpu_threads=1, imports_in_parallel=2, slots=2, stall_s=1, probe_s=0.5).start()
     server.import_model(tiny, "innocent")
     return server, server.import_model(folder, "turned")
 

@@ -46,6 +46,7 @@ class Busy:
             self.server = Server(
                 folder / "home",
                 cpu_threads=1,
+                imports_in_parallel=2,
                 log_level="debug",
                 slow_request_s=0,
                 object_stores=json.dumps([store]),
