@@ -36,7 +36,7 @@ serve: $(STAMP) ## Start a server on 127.0.0.1:7070
 test: $(TOOLS) $(FOREIGN)/awscli/.installed $(FOREIGN)/node/.installed ## Run the tests
 	$(BIN)/python -m pytest -q --ignore=tests/clients/frameworks --ignore=tests/swift --ignore=tests/ceph --ignore=tests/vllm
 
-test-clients: $(TOOLS) $(FOREIGN)/awscli/.installed $(FOREIGN)/node/.installed $(FOREIGN)/frameworks/.installed $(FOREIGN)/strands/.installed ## Run every foreign client
+test-clients: $(TOOLS) $(FOREIGN)/awscli/.installed $(FOREIGN)/node/.installed $(FOREIGN)/frameworks/.installed $(FOREIGN)/strands/.installed $(FOREIGN)/sagemaker/.installed ## Run every foreign client
 	$(BIN)/python -m pytest -q tests/clients
 
 $(FOREIGN)/node/.installed: tests/clients/foreign/package.json

@@ -17,7 +17,9 @@ from tests.support.server import Server
 FOREIGN = Path(os.environ.get("OUTCROP_FOREIGN", Path(__file__).parents[2] / ".foreign"))
 PROGRAMS = Path(__file__).parent / "foreign"
 _MISSING = [
-    name for name in ("awscli", "node", "frameworks", "strands") if not (FOREIGN / name / ".installed").exists()
+    name
+    for name in ("awscli", "node", "frameworks", "strands", "sagemaker")
+    if not (FOREIGN / name / ".installed").exists()
 ]
 
 collect_ignore_glob = [
@@ -87,6 +89,8 @@ def environment(server: Server, roomy_model: str, tool_model: str) -> dict[str, 
         "AWS_DEFAULT_REGION": keys.region,
         "AWS_ENDPOINT_URL_BEDROCK": server.url,
         "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": server.url,
+        "AWS_ENDPOINT_URL_SAGEMAKER": server.url,
+        "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": server.url,
         "AWS_ENDPOINT_URL_IAM": server.url,
         "AWS_ENDPOINT_URL_STS": server.url,
         "AWS_EC2_METADATA_DISABLED": "true",
@@ -109,6 +113,12 @@ def run_python(environment: dict[str, str]) -> Callable[[str], Scenarios]:
 def run_strands(environment: dict[str, str]) -> Callable[[str], Scenarios]:
     """What a program of ``foreign/`` printed when it ran with Strands, instructor and aioboto3."""
     return lambda name: _run([str(FOREIGN / "strands" / "bin" / "python"), str(PROGRAMS / name)], environment)
+
+
+@pytest.fixture(scope="session")
+def run_sagemaker(environment: dict[str, str]) -> Callable[[str], Scenarios]:
+    """What a program of ``foreign/`` printed when it ran with the SageMaker Python SDK."""
+    return lambda name: _run([str(FOREIGN / "sagemaker" / "bin" / "python"), str(PROGRAMS / name)], environment)
 
 
 @pytest.fixture(scope="session")
