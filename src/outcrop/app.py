@@ -45,6 +45,10 @@ from outcrop.api.iam import IAM
 from outcrop.api.identity_door import IdentityDoor
 from outcrop.api.listener.door import Limits
 from outcrop.api.listener.listening import listening
+from outcrop.api.migration.orders import MigrationOrders
+from outcrop.api.migration.shadows import Shadows
+from outcrop.api.migration.sides import Sides
+from outcrop.api.migration.splitter import Splitter
 from outcrop.api.observability import Observability
 from outcrop.api.openai import OpenAI
 from outcrop.api.operations import Operations
@@ -77,6 +81,7 @@ from outcrop.metering.ledger import Ledger
 from outcrop.metering.meter import About, Meter
 from outcrop.metering.usage import is_proxies, proxies_id
 from outcrop.registry.identity_records import IdentityRecords
+from outcrop.registry.migration_records import MigrationRecords
 from outcrop.registry.records import ImportedModel
 from outcrop.registry.sagemaker_records import SageMakerRecords
 from outcrop.registry.serving_records import ServingRecords
@@ -86,6 +91,8 @@ from outcrop.serving.aliases import Aliases
 from outcrop.serving.catalogue import Catalogue, proven_start
 from outcrop.serving.endpoints import Endpoints
 from outcrop.serving.fleet import Fleet
+from outcrop.serving.migration.effects import Effects
+from outcrop.serving.migration.runner import Migrations
 from outcrop.serving.proxies import write_privately
 from outcrop.serving.rollout import Endpoint
 from outcrop.serving.schedule import Scaling
@@ -255,6 +262,16 @@ async def running(
             region=settings.region,
             account=credentials.account,
         )
+        effects = Effects(catalogue=catalogue, fleet=fleet, aliases=aliases)
+        migrations = Migrations(
+            records=MigrationRecords(registry),
+            folder=settings.home / "migrations",
+            warm=effects.warm,
+            take_over=effects.move_alias,
+        )
+        await migrations.load()
+        sides = Sides(timeout_s=settings.request_timeout_s)
+        splitter = Splitter(migrations, sides, recorder, Shadows)
         is_ready = False
         router = Router([Service("bedrock"), Service("bedrock-runtime"), Service("bedrock-agent-runtime")])
         audit = await asyncio.to_thread(_audit_log, settings)
@@ -320,6 +337,10 @@ async def running(
             quotas=quotas,
             max_body_bytes=settings.max_body_bytes,
             is_ready=lambda: is_ready,
+            splitter=splitter,
+            migrations=MigrationOrders(
+                migrations=migrations, catalogue=catalogue, endpoints=endpoints, keyring=sides.keyring
+            ),
         )
         if audit is not None:
             undo.push_async_callback(asyncio.to_thread, audit.close)
@@ -353,6 +374,10 @@ async def running(
         await endpoint_operations.resume()
         await sagemaker.resume()
         await sagemaker_runtime.resume()
+        undo.push_async_callback(sides.aclose)
+        undo.push_async_callback(migrations.close)
+        undo.push_async_callback(splitter.shadows.close)
+        undo.push_async_callback(_ended, asyncio.create_task(migrations.run(), name="migrations"))
         address = settings.run / "server.json"
         write_atomically(address, json.dumps({"url": url, "pid": os.getpid()}).encode())
         undo.callback(address.unlink, missing_ok=True)

@@ -44,11 +44,16 @@ class S3Server(Protocol):
 
 
 class MotoServer:
-    """``moto`` on a free port. ``admin`` may do everything; what others may is given by policies."""
+    """``moto`` on a free port. ``admin`` may do everything; what others may is given by policies.
 
-    def __init__(self) -> None:
+    *is_open*: whoever asks may do everything.
+    """
+
+    def __init__(self, *, is_open: bool = False) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
-        environment = {**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": str(_FIRST_CALLS)}
+        environment = dict(os.environ)
+        if not is_open:
+            environment["INITIAL_NO_AUTH_ACTION_COUNT"] = str(_FIRST_CALLS)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-p", self.url.rsplit(":", 1)[1]],
             env=environment,

@@ -45,6 +45,7 @@ class Request:
         "facts",
         "headers",
         "is_audited",
+        "is_copy",
         "is_secure",
         "method",
         "notes",
@@ -74,6 +75,7 @@ class Request:
         self.principal: Principal | None = None  # once it was verified
         self.called: Called | None = None
         self.is_audited = False
+        self.is_copy = False  # nobody asked for it: it compares two sides of a migration, and no quota counts it
         self.error: ServiceError | None = None  # what it is answered instead of what it asks for
         self._receive = receive
         self._when_left: Callable[[Callable[[], None] | None], None] = scope["extensions"][LEFT]

@@ -93,6 +93,12 @@ class Permissions:
         action = "bedrock:InvokeModelWithResponseStream" if streams else "bedrock:InvokeModel"
         self.authorizer.check(principal, action, self.model_arn(model, principal), origin)
 
+    def invoke_endpoint(self, endpoint: str, principal: Principal, origin: Origin, *, streams: bool) -> None:
+        """Whether *principal* may call an endpoint that need not be one here. Raises NotAllowed."""
+        action = actions.action_of("sagemaker", f"InvokeEndpoint{'WithResponseStream' if streams else ''}")
+        resource = actions.arn("sagemaker", "endpoint", self._region, principal.account, endpoint.lower())
+        self.authorizer.check(principal, action, resource, origin)
+
     def look(self, model: str | None, principal: Principal, origin: Origin) -> None:
         """Whether *principal* may list the models, or see one. Raises NotAllowed."""
         action = "bedrock:ListImportedModels" if model is None else "bedrock:GetImportedModel"

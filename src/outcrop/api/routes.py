@@ -26,6 +26,8 @@ from outcrop.api.http import ClientGone, Request, Response, Stream, respond, whi
 from outcrop.api.identity_door import IdentityDoor
 from outcrop.api.invocation_capture import captured
 from outcrop.api.listener.exchange import Receive, Scope, Send
+from outcrop.api.migration.orders import MigrationOrders
+from outcrop.api.migration.splitter import Splitter
 from outcrop.api.observability import Observability
 from outcrop.api.openai import OpenAI
 from outcrop.api.operations import Operations
@@ -92,6 +94,8 @@ class Gateway:
         quotas: Quotas,
         max_body_bytes: int,
         is_ready: Callable[[], bool],
+        splitter: Splitter | None = None,
+        migrations: MigrationOrders | None = None,
     ) -> None:
         self._authenticator = authenticator
         self._router = router
@@ -113,6 +117,11 @@ class Gateway:
         self._quotas = quotas
         self._max_body_bytes = max_body_bytes
         self._is_ready = is_ready
+        self._splitter = splitter
+        self._migrations = migrations
+        if splitter is not None:
+            splitter.sides.bind(bedrock=self._aws_route, openai=self._openai_route, sagemaker=self._sagemaker_route)
+            splitter.permit = self._permit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -175,8 +184,13 @@ class Gateway:
             handle = self._sagemaker_route
         if is_identity:
             handle = self._identity.handle
+        split = None if self._splitter is None else self._splitter.split(request, path, body, principal)
+        if split is not None:
+            handle = split.handle
         handled = handle(request, path, body, principal)
         await while_connected(request, self._answer(handled, to_wire, request, body, send))
+        if split is not None:
+            split.answered()
 
     async def _answer(
         self,
@@ -263,6 +277,8 @@ class Gateway:
 
     def _enter(self, request: Request, model: str, principal: Principal) -> None:
         """Count a request for inference against what limits it. Raises Throttled."""
+        if request.is_copy:
+            return
         model_id = imported_model_id(self._permissions.model_arn(model, principal)) or ""
         whose = principal.arn if principal.session is None else principal.session.role_arn
         request.ticket = self._quotas.enter(principal.account, whose, model_id)
@@ -274,6 +290,11 @@ class Gateway:
             return self._measured(request, principal, len(body), operation)
 
         return await self._sagemaker.handle(request, path, body, principal, begin)
+
+    def _permit(self, request: Request, name: str, principal: Principal, is_endpoint: bool, streams: bool) -> None:
+        """Whether *principal* may call a name that is being migrated, wherever it is answered. Raises NotAllowed."""
+        ask = self._permissions.invoke_endpoint if is_endpoint else self._permissions.invoke
+        ask(name, principal, origin_of(request), streams=streams)
 
     async def _openai_route(self, request: Request, path: str, body: bytes, principal: Principal) -> Response | Stream:
         origin = origin_of(request)
@@ -368,6 +389,8 @@ class Gateway:
             answer = await self._operations.route(request.method, parts, body, principal)
         if answer is None:
             answer = await self._observability.route(request.method, parts, request.query, principal)
+        if answer is None and self._migrations is not None:
+            answer = await self._migrations.route(request.method, parts, body, principal)
         if answer is not None:
             return Response(200, _JSON, msgspec.json.encode(answer))
         raise NotFound(f"There is nothing at {request.method} {path[:200]}.")

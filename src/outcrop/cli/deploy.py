@@ -27,6 +27,11 @@ def deploy(
     smoke: Path | None = _SMOKE,
     gate: Path | None = _GATE,
     pass_rate: float = typer.Option(1.0, min=0, max=1, help="Least share of the gate's cases that must pass."),
+    gradual: str = typer.Option(
+        "", help="Move the alias in these steps (outcrop migrate), e.g. shadow:10,1,10,50,100."
+    ),
+    hold_s: float = typer.Option(600.0, min=0, help="Seconds that each of these steps lasts at least."),
+    min_requests: int = typer.Option(20, min=1, help="Requests that each of these steps needs at least."),
     report: Path | None = _REPORT,
     plan: bool = typer.Option(False, "--plan", help="Show what would be done; change nothing."),
     home: Path | None = HOME,
@@ -42,10 +47,13 @@ def deploy(
     from outcrop.delivery.deploy import Deployment, Ended, Wish
     from outcrop.delivery.expectations import read_cases
     from outcrop.errors import BadSetting
+    from outcrop.serving.migration.plan import read_steps
     from outcrop.settings import load
 
     if not source or not name:
         raise BadSetting("give --checkpoint and --name (outcrop deploy --help)")
+    if gradual and (not alias or target == "aws"):
+        raise BadSetting("--gradual moves an alias of a server of this project: give --alias, and no --target aws")
     wish = Wish(
         name=name,
         source=source,
@@ -53,6 +61,7 @@ def deploy(
         smoke=read_cases(smoke.read_text(), str(smoke)) if smoke else [],
         gate=read_cases(gate.read_text(), str(gate)) if gate else [],
         pass_rate=pass_rate,
+        gradual=read_steps(gradual, hold_s=hold_s, min_requests=min_requests) if gradual else (),
     )
     folder = load(home=home).home / "deployments"
     tell = lambda text: typer.echo(text, err=True)  # noqa: E731

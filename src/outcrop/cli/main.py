@@ -23,6 +23,7 @@ COMMANDS = {
     "invoke": ("models", "invoke"),
     "proxy": ("proxy", "app"),
     "deploy": ("deploy", "app"),
+    "migrate": ("migrate", "app"),
     "warm": ("serving", "warm"),
     "keepwarm": ("keepwarm", "app"),
     "logs": ("serving", "logs"),

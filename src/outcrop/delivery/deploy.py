@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from outcrop.delivery.expectations import Case, problems, text_of
 from outcrop.delivery.places import Place, sha256_of
 from outcrop.errors import BadSetting, ServiceError
+from outcrop.serving.migration.plan import Step
 
 STAGES = ("preflight", "upload", "import", "smoke", "gate", "switch")
 # Exit statuses for pipelines.
@@ -38,7 +39,10 @@ class Ended(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What is to be deployed. *source*: a folder or s3://bucket/prefix/. *alias*: what applications know it by."""
+    """What is to be deployed. *source*: a folder or s3://bucket/prefix/. *alias*: what applications know it by.
+
+    *gradual*: the steps of a migration that moves the alias, where it stands for another model already.
+    """
 
     name: str
     source: str
@@ -46,6 +50,7 @@ class Wish:
     smoke: list[Case] = field(default_factory=list)
     gate: list[Case] = field(default_factory=list)
     pass_rate: float = 1.0
+    gradual: Sequence[Step] = ()
 
 
 @dataclass(slots=True)
@@ -78,7 +83,8 @@ class Deployment:
             lines.append(f"gate: {len(self.wish.gate)} cases, at least {self.wish.pass_rate:.0%} and no fewer than now")
         if self.wish.alias:
             now = self.place.current(self.wish.alias) or "nothing"
-            lines.append(f"switch {self.place.what_switches(self.wish.alias)} from {now} to {model}")
+            how = f", in {len(self.wish.gradual)} steps" if self.wish.gradual else ""
+            lines.append(f"switch {self.place.what_switches(self.wish.alias)} from {now} to {model}{how}")
         return lines
 
     def run(self) -> int:
@@ -227,7 +233,10 @@ class Deployment:
         old = self.place.current(alias)
         if old == model:
             return
-        self.place.switch(alias, model)
+        if self.wish.gradual and old is not None:
+            self._move(alias, old, model)
+        else:
+            self.place.switch(alias, model)
         self.report["switched"] = {"from": old, "to": model}
         asked = alias if self.place.name == "outcrop" else model
         failed = self._failed(asked, self.wish.smoke)
@@ -235,6 +244,17 @@ class Deployment:
             self.place.switch(alias, old)
             reason = f"after the switch {len(failed)} smoke prompts failed: {failed[0]}; {alias} is {old} again"
             raise Ended(ROLLED_BACK, reason)
+
+    def _move(self, alias: str, old: str, model: str) -> None:
+        """Let a migration move the name. Raises Ended when it takes the traffic back, with its evidence."""
+        told = self.place.move(alias, old, model, self.wish.gradual, self.tell)
+        self.report["migration"] = {
+            name: told[name] for name in ("phase", "reason", "evidence", "totals", "comparison")
+        }
+        if told["phase"] != "completed":
+            raise Ended(
+                ROLLED_BACK, f"the migration of {alias} was {told['phase']}: {told['reason']}; {alias} is {old}"
+            )
 
     def _failed(self, model: str, cases: list[Case]) -> list[str]:
         """What went wrong, a line per case."""

@@ -6,14 +6,18 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from botocore.exceptions import ClientError
+from msgspec import structs
 
 from outcrop.errors import BadSetting
+from outcrop.serving.migration.machine import OPEN
+from outcrop.serving.migration.plan import Step
 
 _CHUNK = 1 << 20
 
@@ -36,6 +40,11 @@ class Place(Protocol):
     def switch(self, name: str, model: str | None) -> None:
         """Point that name at a model; None takes it away."""
 
+    def move(
+        self, name: str, old: str, model: str, steps: Sequence[Step], tell: Callable[[str], None]
+    ) -> Mapping[str, Any]:
+        """Move that name's traffic from *old* to *model* step by step; what became of it, once it is over."""
+
     def what_switches(self, name: str) -> str:
         """In words, for a plan."""
 
@@ -49,6 +58,7 @@ class OutcropPlace:
     clients: Callable[[str], Any]
     send: Callable[[str, str, Any], Any]
     name: str = "outcrop"
+    poll_s: float = 1.0
 
     def client(self, service: str) -> Any:
         return self.clients(service)
@@ -80,6 +90,27 @@ class OutcropPlace:
             self.send("DELETE", f"/outcrop/v1/aliases/{name}", None)
         else:
             self.send("PUT", f"/outcrop/v1/aliases/{name}", {"model": model})
+
+    def move(
+        self, name: str, old: str, model: str, steps: Sequence[Step], tell: Callable[[str], None]
+    ) -> Mapping[str, Any]:
+        """One that an earlier run began is gone on with."""
+        path = f"/outcrop/v1/migrations/{name}"
+        source, target = f"bedrock:{old}", f"bedrock:{model}"
+        known = self.send("GET", "/outcrop/v1/migrations", None)["migrations"]
+        is_begun = any((row["name"], row["target"]) == (name, target) and row["phase"] in OPEN for row in known)
+        if not is_begun:
+            body = {"name": name, "source": source, "target": target, "steps": [structs.asdict(step) for step in steps]}
+            self.send("POST", "/outcrop/v1/migrations", body)
+        shown = 0
+        while True:
+            told: Mapping[str, Any] = self.send("GET", path, None)
+            for event in told["events"][shown:]:
+                tell(f"migration: {event['what']}")
+            shown = len(told["events"])
+            if told["phase"] not in OPEN:
+                return told
+            time.sleep(self.poll_s)
 
     def what_switches(self, name: str) -> str:
         return f"alias {name}"
@@ -129,6 +160,15 @@ class AwsPlace:
             ssm.delete_parameter(Name=name)
         else:
             ssm.put_parameter(Name=name, Value=model, Type="String", Overwrite=True)
+
+    def move(
+        self, name: str, old: str, model: str, steps: Sequence[Step], tell: Callable[[str], None]
+    ) -> Mapping[str, Any]:
+        """Raises BadSetting: whoever reads a parameter reads it whole."""
+        raise BadSetting(
+            "--gradual needs somebody between the applications and the models: AWS has no aliases of imported models. "
+            "Deploy without it, and let outcrop migrate on a server of this project split the traffic."
+        )
 
     def what_switches(self, name: str) -> str:
         return f"parameter {name} of Systems Manager"

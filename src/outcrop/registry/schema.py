@@ -233,3 +233,13 @@ usage_writers = sa.Table(
     sa.Column("last_batch", sa.BigInteger, nullable=False),
     sa.Column("at", sa.Float, nullable=False),
 )
+
+traffic_migrations = sa.Table(
+    "traffic_migrations",
+    metadata,
+    sa.Column("account", sa.String(12), primary_key=True),
+    sa.Column("name", sa.String(255), primary_key=True),  # what applications call
+    sa.Column("body", sa.JSON, nullable=False),  # serving.migration.runner.Kept
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("modified_at", sa.Float, nullable=False),
+)
