@@ -154,7 +154,9 @@ class FrontDoor:
         others = {name: SimpleNamespace() for name in inspect.signature(Gateway).parameters if name not in made}
         gateway = Gateway(**made, **others)  # type: ignore[arg-type]
         with closing(opened("127.0.0.1", 0)) as listener:
-            tls = ServerTls(self.settings.home / "tls", ["127.0.0.1"]).context if self.settings.tls else None
+            tls = (
+                ServerTls(self.settings.home / "tls", ["127.0.0.1", "localhost"]).context if self.settings.tls else None
+            )
             async with listening(gateway, listener, tls=tls) as port:
                 self.url = port.url
                 self._up.set()
