@@ -310,7 +310,7 @@ class Http1(Connection):
 class Http1Exchange(Exchange):
     """*is_kept*: the connection outlives it. *is_old*: of HTTP/1.0, which knows neither chunks nor interim answers."""
 
-    __slots__ = ("_connection", "_is_chunked", "_left", "is_kept", "is_old", "owes_continue")
+    __slots__ = ("_connection", "_head", "_is_chunked", "_left", "is_kept", "is_old", "owes_continue")
 
     def __init__(self, connection: Http1, scope: Scope, *, is_old: bool) -> None:
         super().__init__(connection.door.loop, scope)
@@ -318,6 +318,7 @@ class Http1Exchange(Exchange):
         self.is_kept = True
         self.owes_continue = False
         self._connection = connection
+        self._head = b""  # not written yet: it goes out with what follows it in the same turn of the loop
         self._is_chunked = False
         self._left = -1  # bytes of the answer's declared length to come; -1 where none was declared
 
@@ -336,9 +337,11 @@ class Http1Exchange(Exchange):
             if self._left < 0:
                 raise ValueError("an answer is longer than its content-length")
         if self._is_chunked:
-            data = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-            connection.transport.write(data + b"0\r\n\r\n" if is_last else data)
-        elif body:
+            body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            body = body + b"0\r\n\r\n" if is_last else body
+        if self._head:
+            body, self._head = self._head + body, b""
+        if body:
             connection.transport.write(body)
         if is_last:
             self.is_kept = self.is_kept and self._left <= 0
@@ -362,7 +365,13 @@ class Http1Exchange(Exchange):
             extra.append((b"transfer-encoding", b"chunked"))
         if not self.is_kept:
             extra.append((b"connection", b"close"))
-        self._connection.transport.write(encode_head(status, headers, extra))
+        self._head = encode_head(status, headers, extra)
+        self._loop.call_soon(self._send_head)
+
+    def _send_head(self) -> None:
+        if self._head and not self.is_gone:
+            self._connection.transport.write(self._head)
+            self._head = b""
 
     def took(self, size: int) -> None:
         self._connection.resume()

@@ -270,7 +270,7 @@ class Http2Exchange(Exchange):
             headers += [(name.lower(), value) for name, value in message["headers"]]
             headers.append((b"date", connection.door.date()))
             connection.h2.send_headers(self.stream, headers)
-            connection.flush()
+            self._loop.call_soon(connection.flush)  # with what follows them in the same turn of the loop
             return
         is_last = not message.get("more_body", False)
         await self._send_body(message.get("body", b""), is_last=is_last)
