@@ -260,6 +260,23 @@ def test_a_resource_policy_of_a_model_that_does_not_exist_is_refused(bedrock: An
     refused(put, "ValidationException")
 
 
+def test_who_sees_a_job_s_end_may_start_the_next_at_once(tiny: Path, tmp_path: Path) -> None:
+    server = Server(tmp_path / "home", cpu_threads=1, imports_in_parallel=1).start()
+    try:
+        uri = server.put(tiny, "one-at-a-time")
+        bedrock = server.client("bedrock")
+        ends = []
+        for number in range(8):
+            arn = server.create_job(uri, f"one-{number}")
+            while (status := bedrock.get_model_import_job(jobIdentifier=arn)["status"]) == "InProgress":
+                pass  # asks again at once, so as to be early
+            ends.append(status)
+    finally:
+        server.stop()
+
+    assert ends == ["Completed"] * 8
+
+
 def test_a_second_job_over_the_quota_is_refused_with_the_quotas_name(tmp_path: Path, tiny: Path) -> None:
     server = Server(tmp_path / "home", cpu_threads=1, imports_in_parallel=1).start()
     try:

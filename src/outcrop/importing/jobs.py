@@ -136,10 +136,11 @@ class Importer:
                 f"The job tag {ENGINE_TAG} is {choices.engine!r}; the engines here are {', '.join(usable)}."
             )
         async with self._admission:
-            if len(self._tasks) >= self._settings.imports_in_parallel and job.client_token is None:
+            is_full = await self._running() >= self._settings.imports_in_parallel
+            if is_full and job.client_token is None:
                 raise self._quota()
             stored, is_new = await in_thread(self._registry.create_job, job)
-            if is_new and len(self._tasks) >= self._settings.imports_in_parallel:
+            if is_new and is_full:
                 await in_thread(self._registry.forget_job, job.job_id)
                 raise self._quota()
             if is_new:
@@ -183,6 +184,11 @@ class Importer:
             # The object store's threads let go of what was cancelled; while the interpreter goes they could not.
             await asyncio.sleep(LET_GO_S)
         self._transfer.close()
+
+    async def _running(self) -> int:
+        """Jobs that have not ended. The task of one that has may still be tidying up: who saw its end may go on."""
+        unfinished = await in_thread(self._registry.unfinished_jobs)
+        return len(self._tasks.keys() & {job.job_id for job in unfinished})
 
     def _quota(self) -> QuotaExceeded:
         return QuotaExceeded(
