@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import statistics
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -123,13 +124,14 @@ class Way:
 async def _process(command: Sequence[str], log: Path, **environment: str) -> AsyncIterator[int]:
     with log.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
-            *command, stdout=file, stderr=file, env={**os.environ, **environment}
+            *command, stdout=file, stderr=file, env={**os.environ, **environment}, start_new_session=True
         )
     try:
         yield process.pid
     finally:
+        # The whole group: the toolkit's launcher ends at once and leaves its server and workers behind.
         with contextlib.suppress(ProcessLookupError):
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
         await process.wait()
 
 
