@@ -121,7 +121,7 @@ async def compare(gateway: Target, bare: Target, rounds: int) -> dict[str, Any]:
             for number in range(rounds + 1):
                 pairs = (("gateway", gateway), ("bare", bare))
                 for name, target in pairs if number % 2 else pairs[::-1]:
-                    rate = await level(session, target, concurrency, max(8, 2 * concurrency))
+                    rate = await level(session, target, concurrency, max(32, 3 * concurrency))
                     if number:  # the first round warms up
                         found[name].append(rate)
             kept = [ours / plain for ours, plain in zip(found["gateway"], found["bare"], strict=True)]

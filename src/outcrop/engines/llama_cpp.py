@@ -39,9 +39,6 @@ _PROBE_TIMEOUT_S = 5.0
 _OCCUPANCY_TIMEOUT_S = 2.0
 # The server drops a connection that idles for 5 s; reusing one later than this could race with that.
 _KEEP_CONNECTION_S = 2.0
-# Tokens that follow each other faster than this are handled together: each turn through the server costs as much as
-# several tokens do, and nobody reads 250 tokens a second. The first token never waits.
-_GATHER_S = 0.004
 
 
 def default_slots(context_tokens: int, kv_bytes_per_token: int, memory_bytes: int) -> int:
@@ -95,6 +92,9 @@ class LlamaCpp:
 
     name = NAME
     can_tokenize = True
+    # Tokens that follow each other faster than this are handled together. Each turn through the server costs as much as
+    # several tokens do, and here it takes the processor from the engine. The first token never waits.
+    gather_s = 0.012
     takes_arguments = False
 
     def __init__(self, *, request_timeout_s: float) -> None:
@@ -242,7 +242,7 @@ class LlamaCpp:
         chunks_of = Reading(how, index).chunks
         async with self._ask(endpoint, how.path, body, reuse=False) as response:
             rest = b""
-            async for data in response.parts(gather_s=_GATHER_S, end=b"data: [DONE]"):
+            async for data in response.parts(gather_s=self.gather_s, end=b"data: [DONE]"):
                 *events, rest = (rest + data).split(b"\n\n")
                 batch: list[Chunk] = []
                 for event in events:
