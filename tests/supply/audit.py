@@ -29,7 +29,7 @@ def judge(report: dict[str, list[dict[str, object]]]) -> tuple[int, list[str]]:
         more = f" and {len(skipped) - 8} more" if len(skipped) > 8 else ""
         lines.append(
             f"{len(skipped)} of {len(report['dependencies'])} packages could not be audited ({names}{more}): no source of "
-            "advisories that knows them is in reach. Run it where pypi.org or osv.dev is."
+            "advisories that knows them is in reach. Run it where one is."
         )
     if not report["dependencies"]:
         lines.append("There is nothing to audit.")

@@ -27,6 +27,8 @@ class OtherService:
         self.text = "hello"
         self.refusal: tuple[int, str] | None = None
         self.delay_s = 0.0
+        self.go = threading.Event()  # cleared, it answers nobody
+        self.go.set()
         self.breaks = False
         self.requests: list[tuple[str, dict[str, str], Any]] = []
         self.url = ""
@@ -35,6 +37,8 @@ class OtherService:
         body = await request.json()
         self.requests.append((request.raw_path, {k.lower(): v for k, v in request.headers.items()}, body))
         await asyncio.sleep(self.delay_s)
+        while not self.go.is_set():
+            await asyncio.sleep(0.02)
         if self.refusal is not None:
             status, name = self.refusal
             return web.json_response({"message": "told to"}, status=status, headers={"x-amzn-errortype": name})
