@@ -494,7 +494,7 @@ def test_response_paths_give_back_fields_of_the_model_s_own_answer(runtime: Any,
     asked = {
         "modelId": model,
         "messages": CONVERSE,
-        "inferenceConfig": {"maxTokens": 2},
+        "inferenceConfig": {"maxTokens": 2, "temperature": 0},
         "additionalModelResponseFieldPaths": ["/choices/0/finish_reason", "/absent/x"],
     }
     answer = getattr(runtime, operation)(**asked)
