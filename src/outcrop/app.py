@@ -22,7 +22,8 @@ from outcrop.access import sealing
 from outcrop.access.audit_log import AuditLog, load_key
 from outcrop.access.authenticate import Authenticator
 from outcrop.access.authorizer import Authorizer, ResourcePolicies
-from outcrop.access.bootstrap import ensure, load_or_create
+from outcrop.access.bootstrap import ensure
+from outcrop.access.credentials_file import load_or_create
 from outcrop.access.directory import Directory
 from outcrop.access.endpoint_keys import EndpointKeys
 from outcrop.access.identities import AccessKey

@@ -16,7 +16,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-from outcrop.access.bootstrap import Credentials, read
+from outcrop.access.credentials_file import Credentials, read
 from outcrop.importing import rates
 
 # What systemd does with the socket of a unit: sd_listen_fds(3).

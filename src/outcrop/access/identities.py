@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
 from outcrop.access.policy import Policy
+
+# Called with (s3:ListBucket or s3:GetObject, bucket, prefix or key) before that is read: raises SourceDenied.
+Reader = Callable[[str, str, str], None]
 
 
 class IdentityKind(StrEnum):

@@ -8,19 +8,16 @@ bucket, by that bucket's policy too.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from outcrop.access.authorizer import Authorizer, Origin
 from outcrop.access.directory import Directory
-from outcrop.access.identities import Principal, Session
+from outcrop.access.identities import Principal, Reader, Session
 from outcrop.access.sessions import session_arn
 from outcrop.errors import NotAllowed, SourceDenied
 from outcrop.ids import import_job_arn
 
 SERVICE = "bedrock.amazonaws.com"
 SESSION_S = 3600
-
-Reader = Callable[[str, str, str], None]  # (s3:ListBucket or s3:GetObject, bucket, prefix or key): raises SourceDenied
 
 
 class ImportRoles:

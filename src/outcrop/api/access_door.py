@@ -11,7 +11,8 @@ import msgspec
 
 from outcrop.access import actions
 from outcrop.access.authorizer import Authorizer, Origin, denial
-from outcrop.access.bootstrap import ADMINISTRATOR, EVERYTHING, IMPORT_ROLE, READ_BUCKETS, import_trust
+from outcrop.access.bootstrap import EVERYTHING, READ_BUCKETS, import_trust
+from outcrop.access.credentials_file import ADMINISTRATOR, IMPORT_ROLE
 from outcrop.access.directory import Directory
 from outcrop.access.identities import IdentityKind, Principal, Session
 from outcrop.access.quotas import Quotas, Scope

@@ -23,7 +23,7 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as SigningCredentials
 
-from outcrop.access.bootstrap import Credentials, read
+from outcrop.access.credentials_file import Credentials, read
 from outcrop.bench.gateway import SAMPLE
 
 SERVICE = "bedrock"

@@ -26,7 +26,7 @@ from typing import Any
 import aiohttp
 import typer
 
-from outcrop.access.bootstrap import Credentials, read
+from outcrop.access.credentials_file import Credentials, read
 from outcrop.bench import random_llama
 from outcrop.engines.base import CopySpec
 from outcrop.engines.llama_cpp import LlamaCpp

@@ -34,7 +34,7 @@ from typing import Any
 import boto3
 import typer
 
-from outcrop.access.bootstrap import read
+from outcrop.access.credentials_file import read
 from outcrop.bench.children import Ran, object_store, run
 from outcrop.bench.large_checkpoint import BIG, make_checkpoint, of_size
 

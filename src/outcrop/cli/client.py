@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from outcrop.access.bootstrap import Credentials, read
+from outcrop.access.credentials_file import Credentials, read
 from outcrop.errors import BadSetting
 from outcrop.settings import Settings, load
 

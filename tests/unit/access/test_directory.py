@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from outcrop.access.authorizer import Authorizer, Origin, ResourcePolicies
-from outcrop.access.bootstrap import EVERYTHING, ensure, load_or_create
+from outcrop.access.bootstrap import EVERYTHING, ensure
+from outcrop.access.credentials_file import load_or_create
 from outcrop.access.directory import ACTIVE, DELETED, INACTIVE, Directory, document_of
 from outcrop.access.identities import IdentityKind, Principal, Session
 from outcrop.access.policy import Kind, parse

@@ -11,7 +11,8 @@ import pytest
 from tests.support.virtual import FakeLauncher, make_fleet
 
 from outcrop.access.authorizer import Authorizer, ResourcePolicies
-from outcrop.access.bootstrap import IMPORT_ROLE, READ_BUCKETS, import_trust
+from outcrop.access.bootstrap import READ_BUCKETS, import_trust
+from outcrop.access.credentials_file import IMPORT_ROLE
 from outcrop.access.directory import Directory
 from outcrop.access.identities import IdentityKind
 from outcrop.access.import_roles import ImportRoles

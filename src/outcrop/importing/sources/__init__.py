@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from outcrop.access.import_roles import Reader
+from outcrop.access.identities import Reader
 from outcrop.errors import SourceMissing
 from outcrop.importing.sources.as_role import AsRole
 from outcrop.importing.sources.base import Source, SourceFile

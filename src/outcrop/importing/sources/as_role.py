@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from outcrop.access.import_roles import Reader
+from outcrop.access.identities import Reader
 from outcrop.importing.sources.base import Source, SourceFile
 
 
