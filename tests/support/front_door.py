@@ -151,7 +151,9 @@ class FrontDoor:
             "is_ready": lambda: True,
         }
         # Doors that nobody knocks at here are empty frames.
-        others = {name: SimpleNamespace() for name in inspect.signature(Gateway).parameters if name not in made}
+        wanted = inspect.signature(Gateway).parameters.values()
+        needed = [parameter.name for parameter in wanted if parameter.default is inspect.Parameter.empty]
+        others = {name: SimpleNamespace() for name in needed if name not in made}
         gateway = Gateway(**made, **others)  # type: ignore[arg-type]
         with closing(opened("127.0.0.1", 0)) as listener:
             tls = (
