@@ -129,11 +129,17 @@ class Model:
     failure: str | None = None  # set once starts failed too often in a row; cleared by the next ready copy
     blocked_since: float | None = None  # wants a copy, and the node has no room
     is_removed: bool = False
+    retired_at: float | None = None  # its copies go once nobody waits for them
     placed: asyncio.Future[Copy] | None = None  # of a proof run: resolved with its only copy once there is room for it
 
     def cold_until(self, joined_at: float, now: float) -> float:
         """When the first copy became ready for a request that joined at *joined_at* and found none; at most *now*."""
         return min((copy.ready_at for copy in self.copies if copy.ready_at > joined_at), default=now)
+
+    def rest(self) -> None:
+        """What was asked so far asks for no copy any more: only a new request brings one back."""
+        self.active_at = -1e9
+        self.demand = Demand(work_s=self.demand.work_s)
 
 
 class Events(Protocol):

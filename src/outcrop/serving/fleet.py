@@ -48,6 +48,7 @@ from outcrop.telemetry.metrics import Reading
 log = structlog.get_logger(__name__)
 
 TICK_S = 1.0
+LATE_S = 0.2  # a request may have read a name just before it moved, and come to the model it named then
 REMOVED_KEPT = 10_000  # deleted models whose ids are remembered
 ANYONE = Ask()
 
@@ -238,13 +239,10 @@ class Fleet:
             await asyncio.sleep(0.02)
 
     def retire(self, model_id: str) -> None:
-        """Drain the model's copies and start none until it is asked again."""
+        """Drain the model's copies once nobody waits for them, and start none until it is asked again."""
         model = self._models.get(model_id)
         if model is not None:
-            model.active_at = -1e9
-            for copy in model.copies:
-                if copy.state in SERVING or copy.state is State.ASLEEP:
-                    self._transitions.drain(model, copy, self._settings.request_timeout_s)
+            model.retired_at = self._clock()
             self._bell.set()
 
     def status(self) -> list[CopyStatus]:
@@ -337,6 +335,8 @@ class Fleet:
                 model.placed.set_result(copy)
             return
         self._lending.release_held(model)
+        if model.retired_at is not None and not self._has_retired(model, now):
+            return
         params = seen.params_of(model, self._params, self._wall())
         facts = seen.facts_of(model, params, now)
         decision = policy.decide(facts, params)
@@ -368,6 +368,20 @@ class Fleet:
 
         if outdated and not model.is_removed:
             self._roll(model, outdated, desired, now)
+
+    def _has_retired(self, model: Model, now: float) -> bool:
+        """One step of ``retire``; whether it is done. Those who wait are answered by the copies that go."""
+        assert model.retired_at is not None
+        going = [copy for copy in model.copies if copy.state in SERVING or copy.state is State.ASLEEP]
+        if any(copy.state is State.STARTING for copy in model.copies):
+            return False
+        if seen.ready_copies(model) and (len(model.queue) or now - model.retired_at < LATE_S):
+            return False
+        model.retired_at = None
+        model.rest()
+        for copy in going:
+            self._transitions.drain(model, copy, self._settings.request_timeout_s)
+        return True
 
     def _stops_idle(self, model: Model) -> bool:
         own = model.scaling.stop_idle

@@ -95,7 +95,8 @@ class Lending:
         copy.outstanding -= lease.ask.weight
         copy.leases.discard(lease)
         self._changed(copy)
-        model.active_at = now
+        if copy.is_ready:  # the last request of a copy that goes is no reason for another copy
+            model.active_at = now
         if not lease.broke:
             copy.answered += 1
             if copy.ready_at >= model.failed_at:  # an older one says nothing of why another does not come up

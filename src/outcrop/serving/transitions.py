@@ -86,7 +86,7 @@ class Transitions:
         plan = self._landlord.plan(model, list(self._models.values()), now)
         for owner, copy in plan.evicted:
             log.info("evicting", copy_id=copy.copy_id, model_id=owner.spec.model_id, for_model=model.spec.model_id)
-            owner.active_at = -1e9  # its keep-alive is over: only a new request brings it back
+            owner.active_at = -1e9  # its keep-alive is over
             self._make_way(owner, copy)
         if not plan.may_start:
             model.blocked_since = now if model.blocked_since is None else model.blocked_since

@@ -416,6 +416,38 @@ def test_a_deleted_model_drains_and_its_waiters_hear_that_it_is_gone() -> None:
     play(story, max_copies=1)
 
 
+def test_a_retired_model_answers_who_is_there_and_who_comes_late_and_starts_nothing_again() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        asked = [asyncio.create_task(use(fleet, spec(slots=1), hold_s=600, for_s=5)) for _ in range(20)]
+        await asyncio.sleep(60)  # a rate of requests that asks for copies
+        asked += [asyncio.create_task(use(fleet, spec(slots=1), for_s=5)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        fleet.retire("model")
+        asked.append(asyncio.create_task(use(fleet, spec(slots=1))))
+        begun = launcher.started
+        assert all(await asyncio.gather(*asked))
+        await asyncio.sleep(3)
+        assert states(fleet) == []
+        await asyncio.sleep(300)
+        assert launcher.started == begun
+        assert await use(fleet, spec(slots=1))  # asked again, it is there again
+
+    play(story, max_copies=2, keep_alive_s=200)
+
+
+def test_a_model_retired_while_it_starts_goes_once_it_is_up() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        waits = asyncio.create_task(use(fleet, spec()))
+        await asyncio.sleep(0.5)
+        fleet.retire("model")
+        assert await waits
+        await asyncio.sleep(3)
+        assert states(fleet) == []
+        assert launcher.started == 1
+
+    play(story)
+
+
 def test_logs_of_ended_copies_are_kept_up_to_a_number_and_go_with_the_model(tmp_path: Path) -> None:
     folder = tmp_path / "logs" / "copies"
     folder.mkdir(parents=True)
