@@ -33,8 +33,9 @@ demo: $(STAMP) ## Import the sample model, serve it, ask it through every API, p
 serve: $(STAMP) ## Start a server on 127.0.0.1:7070
 	$(BIN)/outcrop serve
 
+# Two files at a time: the tests wait more than they compute.
 test: $(TOOLS) $(FOREIGN)/awscli/.installed $(FOREIGN)/node/.installed ## Run the tests
-	$(BIN)/python -m pytest -q --ignore=tests/clients/frameworks --ignore=tests/swift --ignore=tests/ceph --ignore=tests/vllm
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore=tests/clients/frameworks --ignore=tests/swift --ignore=tests/ceph --ignore=tests/vllm
 
 test-clients: $(TOOLS) $(FOREIGN)/awscli/.installed $(FOREIGN)/node/.installed $(FOREIGN)/frameworks/.installed $(FOREIGN)/strands/.installed $(FOREIGN)/sagemaker/.installed ## Run every foreign client
 	$(BIN)/python -m pytest -q tests/clients
