@@ -24,6 +24,6 @@ def serve(
     """Start the server: Bedrock, Bedrock runtime and OpenAI APIs on one port."""
     settings = load(home=home, host=host, port=port, tls=tls, keep_alive_s=keep_alive_s, log_level=log_level)
     with claimed(settings) as listener:
-        from outcrop import app  # takes seconds, in which callers already wait
+        from outcrop.app import server  # takes seconds, in which callers already wait
 
-        raise typer.Exit(app.serve(settings, listener))
+        raise typer.Exit(server.serve(settings, listener))
