@@ -102,7 +102,7 @@ soak: $(STAMP) ## Mixed load for 20 minutes (SOAK_S): memory, file descriptors a
 
 test-parity: $(TOOLS) ## Run the tests that compare with transformers (installs torch)
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[parity]'
-	$(BIN)/python -m pytest -q tests/parity
+	$(BIN)/python -m pytest -q --timeout 900 tests/parity
 
 record-parity: $(TOOLS) ## Record what transformers computes, for tests/exactness (installs torch)
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[parity]'
