@@ -128,6 +128,10 @@ bench: $(TOOLS) ## Measure what the gateway adds, beside the engine asked direct
 bench-gateway: $(TOOLS) $(FOREIGN)/litellm/.installed $(FOREIGN)/ray/.installed ## Measure what a hop costs, beside LiteLLM and Ray Serve
 	$(BIN)/python -m outcrop.bench.hop $(ARGS)
 
+.PHONY: bench-gateway-access
+bench-gateway-access: $(STAMP) ## Measure what access checks and the audit log cost in requests/s
+	$(BIN)/python -m outcrop.bench.access_hop $(ARGS)
+
 test-toolkit: $(STAMP) $(FOREIGN)/toolkit/.installed ## Compare proxied scripts with the SageMaker inference toolkit
 	$(BIN)/python -m pytest -q tests/toolkit
 

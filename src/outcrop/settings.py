@@ -324,7 +324,8 @@ class Settings(BaseSettings):
     custom_engine: str = Field(
         default="",
         description="Command line of a server that speaks the OpenAI API, for example "
-        "`vllm serve {model} --host 127.0.0.1 --port {port}`; no shell runs it. Empty: there is no custom engine.",
+        "`vllm serve {model} --uds {socket}`; no shell runs it. `{port}` instead of `{socket}` is a port of loopback, "
+        "which other users of the machine reach too. Empty: there is no custom engine.",
     )
     custom_engine_models: list[str] = Field(
         default=[],

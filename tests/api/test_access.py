@@ -429,9 +429,20 @@ def test_a_job_reads_a_bucket_as_its_role_and_a_denial_names_what_is_missing(
         job = guarded.ended_job(guarded.create_job(uri, f"as-role-{time.monotonic_ns()}", role=arn))
         return str(job.get("failureMessage") or job["status"])
 
-    assert "does not exist" in ended()
+    def told() -> str:
+        with pytest.raises(ClientError) as refused:
+            guarded.create_job(uri, "as-nobody", role=arn)
+        assert refused.value.response["Error"]["Code"] == "ValidationException"
+        return str(refused.value)
+
+    assert "does not exist" in told()
     iam.create_role(RoleName="reader", AssumeRolePolicyDocument=trust({"AWS": "arn:aws:iam::000000000000:root"}))
-    assert "trust policy does not let bedrock.amazonaws.com assume it" in ended()
+    assert "trust policy does not let bedrock.amazonaws.com assume it" in told()
+    elsewhere = trust({"Service": "bedrock.amazonaws.com"}, Condition={"StringEquals": {"aws:SourceAccount": "1" * 12}})
+    iam.update_assume_role_policy(RoleName="reader", PolicyDocument=elsewhere)
+    assert "for account 000000000000" in told()
+    jobs = guarded.client("bedrock").list_model_import_jobs(nameContains="as-nobody")["modelImportJobSummaries"]
+    assert jobs == []
     condition = {
         "StringEquals": {"aws:SourceAccount": "000000000000"},
         "ArnLike": {"aws:SourceArn": "arn:aws:bedrock:*:*:model-import-job/*"},

@@ -18,7 +18,10 @@ from botocore.config import Config
 from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 from tests.support.checkpoints import make_checkpoint
+from tests.support.copies import UnixConnection, asked, listening_ports, listening_sockets
 from tests.support.server import Server
+
+from outcrop.engines.llama_cpp_child import PREFIX
 
 
 def code(call: Any) -> str:
@@ -80,19 +83,10 @@ def test_only_health_answers_without_credentials(server: Server, path: str) -> N
 def test_the_engine_behind_a_copy_asks_for_its_own_secret(server: Server, model: str) -> None:
     server.client("bedrock-runtime").invoke_model(modelId=model, body='{"prompt":"x","max_gen_len":1}')
     pid = next(copy["pid"] for copy in server.status()["copies"] if copy["model_arn"] == model)
-    sockets = {
-        link.readlink().name.removeprefix("socket:[").removesuffix("]")
-        for link in Path(f"/proc/{pid}/fd").iterdir()
-        if str(link.readlink()).startswith("socket:")
-    }
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    listening = [row[1] for row in rows if row[3] == "0A" and row[9] in sockets]
+    path = listening_sockets([pid], server.home / "run" / "sockets")[pid]
 
-    assert [address.split(":")[0] for address in listening] == ["0100007F"]
-    port = int(listening[0].split(":")[1], 16)
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", data=b"{}"))
-    assert refused.value.code == 401
+    assert listening_ports([pid]) == []
+    assert asked(UnixConnection(path), "POST", f"{PREFIX}/v1/completions", None)[0] == 401
     assert Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:] == [
         b"-P",
         b"-m",

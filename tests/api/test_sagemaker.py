@@ -109,6 +109,60 @@ def test_an_asynchronous_invocation_leaves_its_answer_or_its_failure_in_the_buck
         runtime.invoke_endpoint_async(EndpointName=endpoint, InputLocation="s3://sm-in/nothing.json")
 
 
+def quota(server: Server, name: str, value: int | None, **scope: str) -> None:
+    body = {"account": server.credentials.account, "quota": name, "value": value, **scope}
+    server.admin("/outcrop/v1/access/quotas", "PUT", body)
+
+
+def used(server: Server) -> dict[tuple[str, str], int]:
+    rows = server.admin("/outcrop/v1/access/quotas")["quotas"]
+    return {(row["quota"], row["principal"] or row["model"]): row["used"] for row in rows}
+
+
+def test_calls_of_an_endpoint_count_once_and_their_tokens_are_the_caller_s(server: Server, endpoint: str) -> None:
+    user = server.credentials.user_arn
+    scopes = ({}, {"principal": user}, {"model": f"endpoint/{endpoint}"})
+    # Buckets fill while the test runs, so numbers are bounds.
+    limits = {"requests-per-minute": 5, "tokens-per-minute": 300, "concurrent-requests": 1}
+    try:
+        for scope in scopes:
+            for name, value in limits.items():
+                quota(server, name, value, **scope)
+        quota(server, "copies", 1)
+        for _ in range(2):  # the account may have one request at a time, and the proxy's own does not take its place
+            ask(server, endpoint, {"question": "Why?"})
+        runtime = server.client("sagemaker-runtime")
+        stream = runtime.invoke_endpoint_with_response_stream(EndpointName=endpoint, Body=b'{"question":"Why?"}')
+        assert b"".join(event["PayloadPart"]["Bytes"] for event in stream["Body"])
+        runtime.invoke_endpoint_async(EndpointName=endpoint, Body=b'{"question":"Why?"}')
+        wait_for(lambda: used(server)["concurrent-requests", ""] == 0)
+        found = used(server)
+        assert found["copies", ""] >= 1
+        for whose in ("", user, f"endpoint/{endpoint}"):
+            assert 2 <= found["requests-per-minute", whose] <= 4
+            assert found["concurrent-requests", whose] == 0
+            assert found["tokens-per-minute", whose] > 12
+
+        def ask_often() -> None:
+            for _ in range(5):
+                ask(server, endpoint, {"question": "Why?"})
+
+        with pytest.raises(ClientError) as refused:
+            ask_often()
+        assert refused.value.response["Error"]["Code"] == "ThrottlingException"
+        assert "requests-per-minute" in str(refused.value)
+        assert int(refused.value.response["ResponseMetadata"]["HTTPHeaders"]["retry-after"]) > 0
+        quota(server, "requests-per-minute", 0)
+        with pytest.raises(ClientError, match="requests-per-minute"):
+            runtime.invoke_endpoint_async(EndpointName=endpoint, Body=b'{"question":"Why?"}')
+    finally:
+        quota(server, "copies", None)
+        for scope in scopes:
+            for name in limits:
+                quota(server, name, None, **scope)
+    assert used(server) == {}
+
+
 def test_an_endpoint_that_is_not_there_is_a_validation_error(server: Server) -> None:
     with pytest.raises(ClientError) as caught:
         ask(server, "nobody", {})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
-import re
-import socket
+import subprocess
+import sys
 import tarfile
 import urllib.error
 import urllib.request
@@ -13,7 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.copies import UnixConnection, asked, listening_ports, listening_sockets
 from tests.support.server import Server, wait_for
+
+from outcrop.engines.llama_cpp_child import PREFIX
 
 SCRIPT = (
     "def preprocess(request, ctx):\n    return {'messages': [{'role': 'user', 'content': 'Hi'}], 'max_tokens': 1}\n"
@@ -155,80 +159,95 @@ def test_a_crash_dump_is_not_written_where_others_read_it(busy: Busy) -> None:
         assert limit.split()[4] == "0", (pid, Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
-def listeners(pids: list[int]) -> list[tuple[int, str, int]]:
-    """Process, address and port of every TCP socket that *pids* listen on, as the kernel says."""
-    found = []
-    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
-        rows = [line.split() for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
-        inodes = {row[9]: row[1] for row in rows if row[3] == "0A"}
-        for pid in pids:
-            for entry in Path(f"/proc/{pid}/fd").iterdir():
-                try:
-                    target = str(entry.readlink())
-                except OSError:
-                    continue
-                match = re.fullmatch(r"socket:\[(\d+)\]", target)
-                if match and match[1] in inodes:
-                    raw, _, port = inodes[match[1]].partition(":")
-                    size = 4 if family == socket.AF_INET else 16
-                    words = bytes.fromhex(raw)
-                    address = b"".join(words[at : at + 4][::-1] for at in range(0, size, 4))
-                    found.append((pid, socket.inet_ntop(family, address), int(port, 16)))
-    return sorted(set(found))
-
-
-def asked(port: int, method: str, path: str, key: str | None) -> int:
-    """The status of a request; 0 when the connection was closed without one."""
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    body = (
-        b'{"prompt":"Hello","max_tokens":1,"messages":[{"role":"user","content":"Hello"}]}'
-        if method == "POST"
-        else None
-    )
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=20) as response:
-            return int(response.status)
-    except urllib.error.HTTPError as exc:
-        return exc.code
-    except (urllib.error.URLError, ConnectionError):
-        return 0
-
-
+# Every route of llama.cpp's server that its documentation or its source names, and what others call theirs.
 ENGINE_PATHS = [
-    ("POST", "/v1/chat/completions"),
-    ("POST", "/v1/completions"),
-    ("POST", "/completion"),
-    ("POST", "/apply-template"),
-    ("POST", "/tokenize"),
-    ("POST", "/v1/embeddings"),
-    ("POST", "/props"),
-    ("GET", "/metrics"),
-    ("GET", "/slots"),
+    *("/", "/index.html", "/health", "/v1/health", "/metrics", "/props", "/slots", "/slots/0?action=save", "/api/show"),
+    *(
+        "/api/tags",
+        "/models",
+        "/v1/models",
+        "/models/load",
+        "/completion",
+        "/completions",
+        "/v1/completions",
+        "/infill",
+    ),
+    *("/chat/completions", "/v1/chat/completions", "/api/chat", "/v1/responses", "/v1/messages", "/apply-template"),
+    *("/v1/messages/count_tokens", "/tokenize", "/detokenize", "/embedding", "/embeddings", "/v1/embeddings"),
+    *("/rerank", "/v1/rerank", "/reranking", "/v1/reranking", "/lora-adapters", "/cors-proxy", "/ping", "/version"),
 ]
 PROXY_PATHS = [("POST", "/invocations"), ("GET", "/metrics")]
 
 
-def test_every_port_of_a_child_is_on_loopback_and_nothing_is_had_of_it_without_its_own_secret(busy: Busy) -> None:
+def test_engines_listen_on_no_port_and_nothing_is_had_of_their_sockets_without_the_copy_s_secret(busy: Busy) -> None:
     _, *children = busy.pids
-    found = listeners(children)
-    assert len(found) >= 3  # two engines and a proxy
-    opened = 0
-    for pid, address, port in found:
-        assert address in ("127.0.0.1", "::1"), (pid, address, port)
-        is_proxy = b"proxy" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        for method, path in PROXY_PATHS if is_proxy else ENGINE_PATHS:
-            for key in (None, "wrong", busy.server.credentials.bearer_key):
-                assert asked(port, method, path, key) in (401, 403), (pid, port, method, path)
-        method, path = PROXY_PATHS[0] if is_proxy else ENGINE_PATHS[1]
-        statuses = [asked(port, method, path, secret) for secret in busy.made]
-        opened += any(status not in (0, 401, 403) for status in statuses)
-        # The secret of one copy opens no other.
-        assert sum(status not in (0, 401, 403) for status in statuses) <= 1
-    assert opened == len(found)  # the right secret works, so what was refused was refused for the lack of it
+    engines = listening_sockets(children, busy.server.home / "run" / "sockets")
+    assert len(engines) == 2
+    assert not {pid for pid, _, _ in listening_ports(children)} & set(engines)
+    for path in engines.values():
+        for method in ("GET", "POST"):
+            for route in (prefix + route for prefix in ("", PREFIX) for route in ENGINE_PATHS):
+                for key in (None, "wrong", busy.server.credentials.bearer_key):
+                    status, body = asked(UnixConnection(path), method, route, key)
+                    assert status in (401, 403, 404), (method, route)
+                    assert b"model" not in body, (method, route, body)
+        # The right secret works, so what was refused was refused for the lack of it; that of one copy opens no other.
+        answers = [asked(UnixConnection(path), "POST", f"{PREFIX}/v1/completions", key)[0] for key in busy.made]
+        assert answers.count(200) == 1
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_another_user_of_the_machine_cannot_connect_to_an_engine(busy: Busy, tmp_path: Path) -> None:
+    _, *children = busy.pids
+    folder = busy.server.home / "run" / "sockets"
+    engines = listening_sockets(children, folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    # Every folder above is opened up, so that the one that is meant to hold is what holds.
+    opened = [parent for parent in folder.parents if parent.stat().st_uid == os.getuid() and parent != Path("/")]
+    modes = {parent: parent.stat().st_mode & 0o7777 for parent in opened}
+    program = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    try:
+        for parent in opened:
+            parent.chmod(modes[parent] | 0o055)
+        for pid, path in engines.items():
+            for way in (path, f"/proc/{pid}/root{path}"):
+                command = [
+                    "setpriv",
+                    "--reuid",
+                    "65534",
+                    "--regid",
+                    "65534",
+                    "--clear-groups",
+                    "/usr/bin/env",
+                    "python3",
+                ]
+                done = subprocess.run([*command, "-c", program, str(way)], check=False, capture_output=True, text=True)
+                assert "PermissionError" in done.stderr, (way, done.stderr)
+            assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == 0
+    finally:
+        for parent, mode in modes.items():
+            parent.chmod(mode)
+
+
+def test_a_proxy_s_port_is_on_loopback_and_asks_for_its_own_secret(busy: Busy) -> None:
+    _, *children = busy.pids
+    found = listening_ports(children)
+    assert len(found) == 1
+    ((pid, address, port),) = found
+    assert b"proxy" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert address in ("127.0.0.1", "::1")
+
+    def status(method: str, path: str, key: str | None) -> int:
+        return asked(http.client.HTTPConnection(address, port, timeout=20), method, path, key)[0]
+
+    for method, path in PROXY_PATHS:
+        for key in (None, "wrong", busy.server.credentials.bearer_key):
+            assert status(method, path, key) in (401, 403), (method, path)
+    statuses = [status(*PROXY_PATHS[0], secret) for secret in busy.made]
+    assert sum(status not in (0, 401, 403) for status in statuses) == 1
 
 
 def test_the_servers_own_port_is_the_only_one_that_it_listens_on(busy: Busy) -> None:
     server, *_ = busy.pids
 
-    assert {port for _, _, port in listeners([server])} == {int(busy.server.url.rpartition(":")[2])}
+    assert {port for _, _, port in listening_ports([server])} == {int(busy.server.url.rpartition(":")[2])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from outcrop.engines import copy_socket
+from outcrop.engines.llama_cpp_child import PREFIX
+from outcrop.launchers import sockets
 
 _SECRET = "parity"
 
@@ -75,11 +80,15 @@ def serving(artifact: Path, context_tokens: int) -> Iterator[Engine]:
         "threads": 1,
         "kv_f32": True,
     }
+    folder = sockets.Sockets()
+    address, _ = folder.fresh()
     child = subprocess.Popen(
         [sys.executable, "-m", "outcrop.engines.llama_cpp_child"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env={**os.environ, copy_socket.VARIABLE: address},
+        pass_fds=() if folder.handle is None else (folder.handle,),
     )
     assert child.stdin is not None
     assert child.stdout is not None
@@ -87,10 +96,16 @@ def serving(artifact: Path, context_tokens: int) -> Iterator[Engine]:
         child.stdin.write(json.dumps(config).encode() + b"\n")
         child.stdin.flush()
         announced = json.loads(child.stdout.readline())
-        assert "port" in announced, announced
+        assert "url" in announced, announced
         headers = {"Authorization": f"Bearer {_SECRET}"}
-        with httpx.Client(base_url=f"http://127.0.0.1:{announced['port']}", headers=headers, timeout=30) as client:
+        with httpx.Client(
+            base_url=f"http://localhost{PREFIX}",
+            transport=httpx.HTTPTransport(uds=address),
+            headers=headers,
+            timeout=30,
+        ) as client:
             yield Engine(client)
     finally:
         child.kill()
         child.communicate()
+        folder.close()

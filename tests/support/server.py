@@ -139,12 +139,13 @@ class Server:
     def status(self) -> dict[str, Any]:
         return self.admin("/outcrop/v1/status")
 
-    def admin(self, path: str, method: str = "GET") -> dict[str, Any]:
+    def admin(self, path: str, method: str = "GET", body: dict[str, Any] | None = None) -> dict[str, Any]:
         """JSON of one of the server's own resources."""
         import urllib.request
 
+        data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
-            self.url + path, method=method, headers={"Authorization": f"Bearer {self.credentials.bearer_key}"}
+            self.url + path, data, method=method, headers={"Authorization": f"Bearer {self.credentials.bearer_key}"}
         )
         with urllib.request.urlopen(request, timeout=30) as response:
             found: dict[str, Any] = json.load(response)

@@ -15,6 +15,7 @@ from outcrop.engines.base import Asleep, CopySpec, Endpoint
 from outcrop.errors import EngineFault, EngineTimeout
 from outcrop.inference.canonical import Choice, Chunk, Completion, GenerateRequest, Usage
 from outcrop.serving.fleet import Fleet
+from outcrop.serving.making_room import Allowance
 from outcrop.settings import Settings
 
 
@@ -64,7 +65,8 @@ class FakeProcess:
 
     def __init__(self, pid: int, owner: FakeLauncher) -> None:
         self.pid = pid
-        self.announced = {"port": pid}
+        self.announced: dict[str, object] = {}
+        self.url = f"http://127.0.0.1:{pid}"
         self.returncode: int | None = None
         self.is_hung = False
         self.is_stuck = False  # its health page answers, its requests do not
@@ -111,6 +113,9 @@ class FakeLauncher:
         self.started = 0
         self.starting = 0
         self.most_starting = 0
+
+    def close(self) -> None:
+        pass
 
     async def start(
         self, argv: Sequence[str], line: bytes, log: Path, deadline_s: float, *, pass_fds: tuple[int, ...] = ()
@@ -254,6 +259,7 @@ def make_fleet(
     model_count: int = 1,
     gpus: int = 0,
     engine: FakeEngine | None = None,
+    allowance: Callable[[str], Allowance | None] = lambda _: None,
     **given: Any,
 ) -> Fleet:
     settings = Settings(**{"home": Path("/nowhere"), "cpu_threads": 1, "keep_alive_s": 60, **given})
@@ -265,6 +271,7 @@ def make_fleet(
         cores=cores,
         model_count=lambda: model_count,
         gpus=gpus,
+        allowance=allowance,
         clock=loop.time,
         wall=loop.time,
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import secrets
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -42,6 +44,9 @@ _READS = re.compile(r"(Get|List|Describe|Head|Count|Lookup|GET )")
 _KINDS = {"imported-model": "AWS::Bedrock::ImportedModel", "model-import-job": "AWS::Bedrock::ModelImportJob"}
 _ARN = re.compile(r"arn:aws[\w-]*:([\w-]+):[\w-]*:(\d{12})?:([\w-]+)[/:].+")
 _encode = msgspec.json.Encoder().encode
+_HOLE = secrets.token_hex(16)  # stands for what is filled in; nobody can send it
+_MOST_KNOWN = 1024
+_known: dict[tuple[object, ...], tuple[bytes, bytes, bytes, bytes]] = {}
 
 
 class Call(Struct, kw_only=True):
@@ -69,12 +74,32 @@ class Call(Struct, kw_only=True):
 
 def encode(call: Call) -> bytes:
     """The record of *call*, as JSON."""
-    is_invocation = call.is_invocation or call.name in INVOCATIONS
-    params = _names(call.params) if is_invocation else call.params
+    if not (call.is_invocation or call.name in INVOCATIONS):
+        return b"".join(_filled(_parts(call, call.params, is_invocation=False), call))
+    names = _names(call.params)
+    # All that invocations of one caller and one model have in common is encoded once.
+    agent = call.user_agent[:MOST_CHARS]
+    same = (call.name, call.source, call.region, call.recipient, call.source_ip, agent, call.account)
+    place = (*same, call.principal, call.access_key_id, call.is_bearer, call.model_arn, call.error, *names.items())
+    parts = _known.get(place)
+    if parts is None:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        parts = _known[place] = _parts(call, names or None, is_invocation=True)
+    return b"".join(_filled(parts, call))
+
+
+def _filled(parts: tuple[bytes, bytes, bytes, bytes], call: Call) -> tuple[bytes, ...]:
+    at, request_id, event_id = _second(int(call.at)), _encode(call.request_id)[1:-1], str(uuid.uuid4()).encode()
+    return (parts[0], at, parts[1], request_id, parts[2], event_id, parts[3])
+
+
+def _parts(call: Call, params: Mapping[str, Any] | None, *, is_invocation: bool) -> tuple[bytes, bytes, bytes, bytes]:
+    """The record without what is new in each: before the time, the request's id and the event's, and after."""
     record: dict[str, Any] = {
         "eventVersion": "1.11",
         "userIdentity": _identity(call),
-        "eventTime": f"{datetime.fromtimestamp(call.at, UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "eventTime": _HOLE,
         "eventSource": call.source,
         "eventName": call.name,
         "awsRegion": call.region,
@@ -85,13 +110,13 @@ def encode(call: Call) -> bytes:
         record["errorCode"] = call.error
         if call.message and not is_invocation:  # a message may repeat what the caller sent
             record["errorMessage"] = call.message[:MOST_CHARS]
-    record["requestParameters"] = _bounded(params)
+    record["requestParameters"] = params if is_invocation else _bounded(params)
     record["responseElements"] = _told(call.answer)
     if call.is_bearer:
         record["additionalEventData"] = {"callWithBearerToken": True}
     record |= {
-        "requestID": call.request_id,
-        "eventID": str(uuid.uuid4()),
+        "requestID": _HOLE,
+        "eventID": _HOLE,
         "readOnly": is_invocation or _READS.match(call.name) is not None,
     }
     if resources := _resources(call, params):
@@ -102,7 +127,13 @@ def encode(call: Call) -> bytes:
         "recipientAccountId": call.account or call.recipient,
         "eventCategory": "Management",
     }
-    return _encode(record)
+    first, second, third, last = _encode(record).split(_encode(_HOLE)[1:-1])
+    return first, second, third, last
+
+
+@lru_cache(16)
+def _second(at: int) -> bytes:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}".encode()
 
 
 def _identity(call: Call) -> dict[str, Any]:
@@ -126,8 +157,8 @@ def _identity(call: Call) -> dict[str, Any]:
     return found
 
 
-def _names(params: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    return None if params is None else {key: value for key, value in params.items() if key in _NAMES}
+def _names(params: Mapping[str, Any] | None) -> dict[str, str]:
+    return {key: str(value)[:MOST_CHARS] for key, value in (params or {}).items() if key in _NAMES}
 
 
 def _bounded(params: Mapping[str, Any] | None) -> Any:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TypedDict, Unpack
 
 from outcrop.access.directory import Directory
 from outcrop.access.evaluate import Decision, Policies, Question, decide
@@ -17,6 +18,7 @@ from outcrop.errors import MalformedPolicy, NotAllowed
 from outcrop.registry.attachments import Attachments
 
 ELSEWHERE = "another account"  # owns what is asked for, so that its policy alone has to let the caller in
+_MOST_KNOWN = 4096
 _ANYTHING = compile_document(
     {"Version": "2012-10-17", "Statement": {"Effect": "Allow", "Action": "*", "Resource": "*"}}, Kind.IDENTITY
 )
@@ -30,6 +32,18 @@ class Origin:
     is_secure: bool = False
     user_agent: str = ""
     at: float = field(default_factory=time.time)
+
+
+class Asked(TypedDict, total=False):
+    """What a question may add.
+
+    *owner*: the resource's account, by default the one in its ARN, else the principal's. *policy*: the resource's own,
+    where it is not one of a model or a job. *facts*: further context, by lower-case key.
+    """
+
+    owner: str | None
+    policy: Policy | None
+    facts: Mapping[str, str | list[str]] | None
 
 
 class ResourcePolicies:
@@ -72,39 +86,21 @@ class Authorizer:
         self._directory = directory
         self._resources = resources
         self._region = region
+        # Decisions that no context can change, with the identity and the resource's policy that they hold for: both are
+        # replaced, never changed.
+        self._known: dict[tuple[str, str, str, str, str], tuple[Identity, Policy | None, Decision]] = {}
 
-    def check(
-        self,
-        principal: Principal,
-        action: str,
-        resource: str,
-        origin: Origin,
-        *,
-        owner: str | None = None,
-        policy: Policy | None = None,
-        facts: Mapping[str, str | list[str]] | None = None,
-    ) -> None:
-        """Raises NotAllowed, in AWS's words.
-
-        *owner*: the resource's account, by default the one in its ARN, else the principal's. *policy*: the resource's
-        own, where it is not one of a model or a job. *facts*: further context keys.
-        """
-        decision = self.decide(principal, action, resource, origin, owner=owner, policy=policy, facts=facts)
+    def check(self, principal: Principal, action: str, resource: str, origin: Origin, **asked: Unpack[Asked]) -> None:
+        """``decide``, and raise NotAllowed where it is a no, in AWS's words."""
+        decision = self.decide(principal, action, resource, origin, **asked)
         if not decision.is_allowed:
             raise NotAllowed(denial(principal, action, resource, decision))
 
     def decide(
-        self,
-        principal: Principal,
-        action: str,
-        resource: str,
-        origin: Origin,
-        *,
-        owner: str | None = None,
-        policy: Policy | None = None,
-        facts: Mapping[str, str | list[str]] | None = None,
+        self, principal: Principal, action: str, resource: str, origin: Origin, **asked: Unpack[Asked]
     ) -> Decision:
-        """The decision with the statement that made it. *facts*: by lower-case context key."""
+        """The decision with the statement that made it."""
+        owner, policy, facts = asked.get("owner"), asked.get("policy"), asked.get("facts")
         identity = self._directory.identity(principal.identity_id)
         if identity is None:
             return Decision(False, Kind.IDENTITY, None)
@@ -112,13 +108,24 @@ class Authorizer:
         if policy is None and resource.startswith("arn:aws:bedrock:"):
             policy = self._resources.policy(resource)
         session = principal.session
+        has_session_policies = session is not None and bool(session.policies)
+        place = (principal.identity_id, principal.arn, action, resource, account)
+        known = None if has_session_policies else self._known.get(place)
+        if known is not None and known[0] is identity and known[1] is policy:
+            return known[2]
         policies = Policies(
             identity=identity.compiled,
             boundary=identity.compiled_boundary,
-            session=session.policies if session is not None and session.policies else None,
+            session=session.policies if session is not None and has_session_policies else None,
             resource=policy,
         )
         who = _who(principal, identity)
+        if not has_session_policies and not any(each.keys for each in _with_a_say(policies)):
+            decision = decide(Question(who=who, action=action, resource=resource, owner=account, context={}), policies)
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[place] = (identity, policy, decision)
+            return decision
         context = self._context(principal, identity, origin, account)
         if facts:
             context.update(facts)
@@ -219,10 +226,13 @@ def _who(principal: Principal, identity: Identity) -> Who:
     )
 
 
+def _with_a_say(policies: Policies) -> list[Policy]:
+    limits = [policy for policy in (policies.boundary, policies.resource) if policy is not None]
+    return [*policies.identity, *(policies.session or ()), *limits]
+
+
 def _looks_at_tags(policies: Policies) -> bool:
-    has_say = [*policies.identity, *(policies.session or ())]
-    has_say += [policy for policy in (policies.boundary, policies.resource) if policy is not None]
-    return any(key.startswith("aws:resourcetag/") for policy in has_say for key in policy.keys)
+    return any(key.startswith("aws:resourcetag/") for policy in _with_a_say(policies) for key in policy.keys)
 
 
 def denial(principal: Principal, action: str, resource: str, decision: Decision) -> str:

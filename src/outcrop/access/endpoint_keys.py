@@ -24,7 +24,15 @@ ACTIONS = (
     "bedrock:GetImportedModel",
     "bedrock:ListImportedModels",
 )
+# A header: the name of the ticket (``access.quotas``) of the call that a proxy asks a model for.
+BEHALF = "x-outcrop-on-behalf-of"
+_FACT = "outcrop:endpoint"  # a context key that no other session has
 _LASTS_S = 10 * 365 * 86400.0  # it ends with the endpoint or the server
+
+
+def endpoint_of(principal: Principal) -> str:
+    """The endpoint whose proxy *principal* is; empty: it is no proxy."""
+    return "" if principal.session is None else principal.session.facts.get(_FACT, "")
 
 
 class EndpointKeys:
@@ -42,7 +50,13 @@ class EndpointKeys:
         if key is None or key.principal.identity_id != role.identity_id:
             self.forget(account, endpoint)
             now = time.time()
-            session = Session(session_name=endpoint, role_arn=role.arn, issued_at=now, expires_at=now + _LASTS_S)
+            session = Session(
+                session_name=endpoint,
+                role_arn=role.arn,
+                issued_at=now,
+                expires_at=now + _LASTS_S,
+                facts={_FACT: endpoint},
+            )
             principal = Principal(account, session_arn(account, role.name, endpoint), role.identity_id, session)
             key = AccessKey(random_name("AKIA"), secrets.token_urlsafe(30), principal, created_at=now)
             self._by_endpoint[account, endpoint] = self._keys[key.access_key_id] = key

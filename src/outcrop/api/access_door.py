@@ -17,6 +17,7 @@ from outcrop.access.directory import Directory
 from outcrop.access.identities import IdentityKind, Principal, Session
 from outcrop.access.quotas import Quotas, Scope
 from outcrop.access.sessions import session_arn
+from outcrop.api.quota_use import QuotaUse
 from outcrop.errors import InvalidRequest, MalformedBody, NoSuchEntity
 
 _ACCOUNT = re.compile(r"[0-9]{12}")
@@ -52,9 +53,12 @@ class _Quota(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class AccessDoor:
-    def __init__(self, directory: Directory, authorizer: Authorizer, quotas: Quotas, *, region: str) -> None:
+    def __init__(
+        self, directory: Directory, authorizer: Authorizer, quotas: Quotas, use: QuotaUse, *, region: str
+    ) -> None:
         self._directory = directory
         self._quotas = quotas
+        self._use = use
         self._authorizer = authorizer
         self._region = region
 
@@ -73,7 +77,8 @@ class AccessDoor:
             case "PUT", ["access", "boundaries", kind, name]:
                 return await self.set_boundary(kind, name, _read(body, _Boundary), principal)
             case "GET", ["access", "quotas"]:
-                return {"quotas": self._quotas.listed(principal.account)}
+                use = await self._use.of(principal.account)
+                return {"quotas": self._quotas.listed(principal.account, use)}
             case "PUT", ["access", "quotas"]:
                 return await self.set_quota(_read(body, _Quota))
             case "POST", ["access", "explain"]:

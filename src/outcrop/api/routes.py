@@ -11,8 +11,9 @@ import msgspec
 import structlog
 
 from outcrop.access.authenticate import GLOBAL, Authenticator
+from outcrop.access.endpoint_keys import BEHALF, endpoint_of
 from outcrop.access.identities import Principal
-from outcrop.access.quotas import Quotas
+from outcrop.access.quotas import Quotas, Within
 from outcrop.api.access_door import AccessDoor
 from outcrop.api.admin import Admin
 from outcrop.api.audit_trail import BEDROCK, AuditTrail, named
@@ -280,8 +281,16 @@ class Gateway:
         if request.is_copy:
             return
         model_id = imported_model_id(self._permissions.model_arn(model, principal)) or ""
-        whose = principal.arn if principal.session is None else principal.session.role_arn
-        request.ticket = self._quotas.enter(principal.account, whose, model_id)
+        whose = _whose(principal)
+        within = Within(request.header_map().get(BEHALF, "")) if endpoint_of(principal) else None
+        request.ticket = self._quotas.enter(principal.account, whose, model_id, within)
+
+    def _enter_endpoint(self, request: Request, endpoint: str, principal: Principal) -> str:
+        """Count a call of an endpoint; what its proxy has to name in its own calls. Raises Throttled."""
+        if request.is_copy:
+            return ""
+        request.ticket = self._quotas.enter_outer(principal.account, _whose(principal), f"endpoint/{endpoint}")
+        return "" if request.ticket is None else request.ticket.name
 
     async def _sagemaker_route(
         self, request: Request, path: str, body: bytes, principal: Principal
@@ -289,7 +298,10 @@ class Gateway:
         def begin(operation: str) -> Measured:
             return self._measured(request, principal, len(body), operation)
 
-        return await self._sagemaker.handle(request, path, body, principal, begin)
+        def enter(endpoint: str) -> str:
+            return self._enter_endpoint(request, endpoint, principal)
+
+        return await self._sagemaker.handle(request, path, body, principal, begin, enter)
 
     def _permit(self, request: Request, name: str, principal: Principal, is_endpoint: bool, streams: bool) -> None:
         """Whether *principal* may call a name that is being migrated, wherever it is answered. Raises NotAllowed."""
@@ -394,6 +406,11 @@ class Gateway:
         if answer is not None:
             return Response(200, _JSON, msgspec.json.encode(answer))
         raise NotFound(f"There is nothing at {request.method} {path[:200]}.")
+
+
+def _whose(principal: Principal) -> str:
+    """Whom quotas know *principal* as: a role's sessions are one."""
+    return principal.arn if principal.session is None else principal.session.role_arn
 
 
 def _is_own(path: str) -> bool:

@@ -8,6 +8,7 @@ from functools import cache
 
 import msgspec
 
+from outcrop.access.endpoint_keys import BEHALF
 from outcrop.access.identities import Principal
 from outcrop.api import sagemaker, sagemaker_runtime
 from outcrop.api.audit_trail import SAGEMAKER, named
@@ -46,9 +47,15 @@ class SageMakerDoor:
         return _control_error if request.raw_path == b"/" else _runtime_error
 
     async def handle(
-        self, request: Request, path: str, body: bytes, principal: Principal, begin: Callable[[str], Measured]
+        self,
+        request: Request,
+        path: str,
+        body: bytes,
+        principal: Principal,
+        begin: Callable[[str], Measured],
+        enter: Callable[[str], str],
     ) -> Response | Stream:
-        """*begin* opens the record of an inference request, by its operation."""
+        """*begin* opens the record of an inference request, by its operation; *enter* counts it, by its endpoint."""
         if request.raw_path != b"/":
             match = self._router.match(request.method, path)
             if match is None:
@@ -58,7 +65,8 @@ class SageMakerDoor:
             named(request, SAGEMAKER, operation.name, params)
             measured = begin(operation.name)
             await self._permissions.aws(operation, "sagemaker", params, principal, origin_of(request))
-            return await self._runtime.handlers[operation.name](params, principal, request.header_map(), measured)
+            headers = {**request.header_map(), BEHALF: enter(params["EndpointName"])}
+            return await self._runtime.handlers[operation.name](params, principal, headers, measured)
         name = _target(request).removeprefix(_PREFIX)
         if name not in self._control.handlers:
             raise UnknownOperation(f"SageMaker's {name[:100]} is not implemented; see docs/reference/compatibility.md.")

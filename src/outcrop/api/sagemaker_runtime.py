@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from outcrop.access.endpoint_keys import BEHALF
 from outcrop.access.identities import Principal
 from outcrop.api.generation import Measured
 from outcrop.api.http import Response, Stream
@@ -41,6 +42,7 @@ _ASYNC_TTL_S = 21_600.0
 _CAPTURED_BYTES = 6 << 20  # of a streamed answer
 # The headers of InvokeEndpoint that reach a container; the platform strips all others.
 _PASSED = (
+    BEHALF,
     "x-amzn-sagemaker-custom-attributes",
     "x-amzn-sagemaker-inference-id",
     "x-amzn-sagemaker-session-id",
@@ -278,7 +280,7 @@ def _asked(params: Mapping[str, Any], headers: Mapping[str, str], *, is_stream: 
         body=params.get("Body", b""),
         content_type=params.get("ContentType") or JSON,
         accept=params.get("Accept") or "",
-        passed={name: headers[name] for name in _PASSED if name in headers},
+        passed={name: headers[name] for name in _PASSED if headers.get(name)},
         is_stream=is_stream,
     )
 

@@ -24,6 +24,7 @@ from outcrop.api.observability import Observability
 from outcrop.api.openai import OpenAI
 from outcrop.api.operations import Operations
 from outcrop.api.permissions import Permissions
+from outcrop.api.quota_use import QuotaUse
 from outcrop.api.responses import Responses
 from outcrop.api.routes import Gateway
 from outcrop.api.sagemaker_door import SageMakerDoor
@@ -100,7 +101,13 @@ def make_gateway(parts: Parts, is_ready: Callable[[], bool]) -> Gateway:
         ),
         operations=_operations(parts),
         sagemaker=SageMakerDoor(parts.sagemaker.control, parts.sagemaker.runtime, permissions),
-        access=AccessDoor(access.directory, access.authorizer, access.quotas, region=settings.region),
+        access=AccessDoor(
+            access.directory,
+            access.authorizer,
+            access.quotas,
+            QuotaUse(parts.registry, catalogue, fleet),
+            region=settings.region,
+        ),
         identity=IdentityDoor(
             IAM(access.directory, access.authorizer),
             STS(access.directory, access.authorizer, access.sessions, WebIdentities(settings.oidc_providers)),

@@ -93,7 +93,7 @@ async def running(
         await asyncio.to_thread(sweep, settings.engine_work, await asyncio.to_thread(registry.model_ids))
         router = Router([Service("bedrock"), Service("bedrock-runtime"), Service("bedrock-agent-runtime")])
         observers = await make_observers(settings, registry, catalogue, router)
-        serving = make_serving(settings, registry, catalogue, observers, engines, hardware)
+        serving = make_serving(settings, registry, catalogue, observers, engines, hardware, access.quotas)
         fleet = serving.fleet
         await serving.remember(catalogue)
         importer = make_importer(

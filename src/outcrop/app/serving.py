@@ -13,7 +13,9 @@ import structlog
 from outcrop.access.authorizer import Authorizer
 from outcrop.access.directory import Directory
 from outcrop.access.import_roles import ImportRoles
+from outcrop.access.quotas import Quotas
 from outcrop.access.weight_keys import WeightKeys
+from outcrop.api.quota_use import allowance
 from outcrop.app.observers import Observers
 from outcrop.engines.base import Engine
 from outcrop.engines.hardware import Hardware
@@ -66,18 +68,20 @@ def make_serving(
     observers: Observers,
     engines: Sequence[Engine],
     hardware: Hardware,
+    quotas: Quotas,
 ) -> Serving:
     records = ServingRecords(registry)
     keys = WeightKeys(settings.weight_keys, settings.region)
     fleet = Fleet(
         engines,
-        LocalLauncher(settings.run / "copies"),
+        LocalLauncher(settings.run),
         settings=settings,
         memory_bytes=settings.memory_bytes or int(machine.memory_bytes() * machine.MEMORY_SHARE),
         cores=settings.cpu_cores or machine.cores(),
         on_start=lambda model_id, tier, seconds: _in_background(records.add_start, model_id, tier, seconds),
         model_count=catalogue.count,
         gpus=len(hardware.gpus),
+        allowance=allowance(catalogue, quotas),
         events=observers.metrics,
         meter=observers.meter,
         unsealer=Unsealer(keys),

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -30,6 +30,7 @@ SERVICE = "bedrock"
 MODEL = "bench"
 START_S = 120.0
 MOST_IN_FLIGHT = 256
+SERVE = (sys.executable, "-m", "outcrop.cli.main", "serve")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +76,14 @@ def _http(to: Contender, path: str, headers: Mapping[str, str], body: bytes) -> 
 
 
 @contextlib.asynccontextmanager
-async def outcrop(home: Path) -> AsyncIterator[list[Contender]]:
-    """A server whose one model runs on the benchmark's upstream as a custom engine; also the upstream itself."""
+async def outcrop(
+    home: Path, *, command: Sequence[str] = SERVE, settings: Mapping[str, str] | None = None
+) -> AsyncIterator[list[Contender]]:
+    """A server whose one model runs on the benchmark's upstream as a custom engine; the upstream itself comes first."""
     await asyncio.to_thread(home.mkdir, mode=0o700)
     port_file = home / "upstream.port"
     engine = [sys.executable, "-m", "outcrop.bench.upstream", "--port", "{port}", "--port-file", str(port_file)]
-    settings = {
+    variables = {
         "OUTCROP_HOME": str(home),
         "OUTCROP_PORT": "0",
         "OUTCROP_LOG_LEVEL": "warning",
@@ -88,9 +91,9 @@ async def outcrop(home: Path) -> AsyncIterator[list[Contender]]:
         "OUTCROP_KEEP_ALIVE_S": "3600",
         "OUTCROP_CUSTOM_ENGINE": shlex.join(engine),
         "OUTCROP_CUSTOM_ENGINE_MODELS": json.dumps([MODEL]),
+        **(settings or {}),
     }
-    command = [sys.executable, "-m", "outcrop.cli.main", "serve"]
-    async with _process(command, settings, home / "outcrop.log"):
+    async with _process(list(command), variables, home / "outcrop.log"):
         address = home / "run" / "server.json"
         await _until(address.exists, "outcrop", home / "outcrop.log")
         served = json.loads(address.read_text())

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import typer
 
 from outcrop.access.credentials_file import Credentials, read
 from outcrop.bench import random_llama
+from outcrop.engines import copy_socket
 from outcrop.engines.base import CopySpec
 from outcrop.engines.llama_cpp import LlamaCpp
 from outcrop.launchers.local import LocalLauncher, Process
@@ -40,11 +41,18 @@ SECRET = "bench"  # noqa: S105  (guards a process that lives for one run)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An OpenAI-shaped endpoint."""
+    """An OpenAI-shaped endpoint; *socket*: the path of the Unix socket that it is on."""
 
     url: str
     key: str
     model: str
+    socket: str = ""
+
+    def session(self) -> aiohttp.ClientSession:
+        """A client whose connections are its alone, one a request."""
+        if self.socket:
+            return aiohttp.ClientSession(connector=aiohttp.UnixConnector(self.socket, limit=0, force_close=True))
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +98,7 @@ async def level(session: aiohttp.ClientSession, target: Target, concurrency: int
 
 
 async def added_to_first_token(
-    session: aiohttp.ClientSession, gateway: Target, bare: Target, pairs: int
+    sessions: Mapping[Target, aiohttp.ClientSession], gateway: Target, bare: Target, pairs: int
 ) -> dict[str, float]:
     """Times to first token (ms, medians) of single streams that take turns, and the median of their differences."""
     found: list[tuple[float, float]] = []
@@ -99,7 +107,7 @@ async def added_to_first_token(
         order = (gateway, bare) if number % 2 else (bare, gateway)
         taken = {}
         for target in order:
-            sample = await one(session, target, f"{number} " + PROMPT, 4)
+            sample = await one(sessions[target], target, f"{number} " + PROMPT, 4)
             taken[target.url] = sample.first_token_s * 1000
         if number >= 2:  # the first pairs warm up
             found.append((taken[gateway.url], taken[bare.url]))
@@ -113,15 +121,16 @@ async def added_to_first_token(
 async def compare(gateway: Target, bare: Target, rounds: int) -> dict[str, Any]:
     """What is added to the first token; per concurrency the rates, medians over interleaved rounds, and their ratio."""
     rows = []
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
-        first = await added_to_first_token(session, gateway, bare, 12 * rounds)
+    async with gateway.session() as to_gateway, bare.session() as to_bare:
+        sessions = {gateway: to_gateway, bare: to_bare}
+        first = await added_to_first_token(sessions, gateway, bare, 12 * rounds)
         typer.echo(json.dumps(first))
         for concurrency in LEVELS:
             found: dict[str, list[float]] = {"gateway": [], "bare": []}
             for number in range(rounds + 1):
                 pairs = (("gateway", gateway), ("bare", bare))
                 for name, target in pairs if number % 2 else pairs[::-1]:
-                    rate = await level(session, target, concurrency, max(32, 3 * concurrency))
+                    rate = await level(sessions[target], target, concurrency, max(32, 3 * concurrency))
                     if number:  # the first round warms up
                         found[name].append(rate)
             kept = [ours / plain for ours, plain in zip(found["gateway"], found["bare"], strict=True)]
@@ -174,8 +183,9 @@ async def start_bare(artifact: Path, like: dict[str, Any], log: Path) -> tuple[P
     )
     begun = time.perf_counter()
     process = await LocalLauncher().start(engine.command(spec), engine.child_config(spec, SECRET), log, 120)
-    target = Target(f"http://127.0.0.1:{process.announced['port']}", SECRET, "bare")
-    async with aiohttp.ClientSession() as session:
+    socket, prefix = copy_socket.split(process.url)
+    target = Target(f"http://localhost{prefix}", SECRET, "bare", socket)
+    async with target.session() as session:
         await one(session, target, "Hello", 1)
     took = time.perf_counter() - begun
     await engine.aclose()

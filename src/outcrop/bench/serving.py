@@ -123,7 +123,7 @@ async def _bare_start(spec: CopySpec, home: Path) -> float:
         engine.command(spec), engine.child_config(spec, SECRET), home / "bare.log", 120
     )
     try:
-        endpoint = Endpoint(f"http://127.0.0.1:{process.announced['port']}", SECRET)
+        endpoint = Endpoint(process.url, SECRET)
         while not await engine.is_ready(endpoint):
             await asyncio.sleep(0.005)
         await engine.complete(endpoint, GenerateRequest("completion", {"prompt": "for", "max_tokens": 1}))

@@ -1,8 +1,9 @@
 """Any command line that serves the OpenAI API over HTTP, as an engine.
 
-The command comes from the settings and is split as a shell would, but run without one. ``{port}`` in it becomes the
-loopback port to listen on, ``{model}`` the folder of the imported checkpoint. The copy's key is in its environment
-(``VLLM_API_KEY``, ``OPENAI_API_KEY``), because an argument vector is readable by others. Ready means that
+The command comes from the settings and is split as a shell would, but run without one. ``{socket}`` in it becomes the
+path of the Unix socket to listen on, which nobody but the server's user reaches, ``{port}`` a port of loopback, which
+every process of the machine does; ``{model}`` the folder of the imported checkpoint. The copy's key is in its
+environment (``VLLM_API_KEY``, ``OPENAI_API_KEY``), because an argument vector is readable by others. Ready means that
 ``GET /health``, or ``GET /v1/models`` where there is no such page, answers 200.
 """
 
@@ -92,9 +93,10 @@ class Custom(OpenAIServer):
             self._argv = shlex.split(command)
         except ValueError as exc:
             raise BadSetting(f"custom_engine={command!r} cannot be split into words: {exc}") from exc
-        if not any("{port}" in word for word in self._argv):
+        if not any(place in word for word in self._argv for place in ("{socket}", "{port}")):
             raise BadSetting(
-                f"custom_engine={command!r} does not say where the port goes; write {{port}} (OUTCROP_CUSTOM_ENGINE)"
+                f"custom_engine={command!r} does not say where it listens; write {{socket}} or {{port}} "
+                "(OUTCROP_CUSTOM_ENGINE)"
             )
 
     def command(self, spec: CopySpec) -> list[str]:

@@ -1,14 +1,14 @@
 """The parent of one custom engine: ``python -m outcrop.engines.custom_child``.
 
 It stands between the server and a command that knows nothing of Outcrop: reads one line of JSON (``ChildConfig``) from
-standard input, finds a free port, starts the command in this process group, announces ``{"port": N}`` on standard
-output, and ends the whole group when standard input closes, which it does by whatever death of the server.
+standard input, starts the command in this process group, announces ``{"url": "..."}`` on standard output, and ends the
+whole group when standard input closes, which it does by whatever death of the server. The command listens on the copy's
+Unix socket, or on a free port of loopback, where others of the machine reach it unless it is guarded.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,25 +18,23 @@ from pathlib import Path
 
 import msgspec
 
-_BACKLOG = 256
+from outcrop.engines import copy_socket
+
 _GRACE_S = 4.0  # less than the launcher's own, so that the group is gone when it looks
 
 
 class ChildConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The line on standard input; ``{port}`` in *argv* is still to be filled in.
+    """The line on standard input; ``{socket}`` or ``{port}`` in *argv* is still to be filled in.
 
     *environment*: variables of the command beside those of this process. *links*: symbolic links to make first, as
-    path -> target. *files*: names -> texts to write where only this user reads them, below *folder*; ``{files}`` in
-    *argv* is where, ``{secret}`` in a text the key. They go with the engine. *is_guarded*: the command asks for no key,
-    so it gets a network of its own, into which only connections with the key are let (``guard``).
+    path -> target. *is_guarded*: the command can listen on a port only, so it gets a network of its own, into which
+    only connections with the key are let, by the socket (``guard``).
     """
 
     argv: list[str]
     secret: str
     environment: dict[str, str] = {}
     links: dict[str, str] = {}
-    files: dict[str, str] = {}
-    folder: str = ""
     is_guarded: bool = False
 
 
@@ -47,17 +45,6 @@ def _free_port() -> int:
         return port
 
 
-def _door(config: ChildConfig) -> socket.socket | None:
-    """The port of a guarded copy, opened before this process leaves for a network of its own; else None."""
-    if not config.is_guarded:
-        return None
-    from outcrop.engines.guard import isolate
-
-    door = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
-    isolate()
-    return door
-
-
 def _link(links: dict[str, str]) -> None:
     """Make *links*; each appears whole, since another copy may be using it."""
     for path, target in links.items():
@@ -66,21 +53,6 @@ def _link(links: dict[str, str]) -> None:
         fresh = place.with_name(f"{place.name}.{os.getpid()}")
         fresh.symlink_to(target)
         fresh.replace(place)
-
-
-def _write(config: ChildConfig) -> str:
-    """The folder of the copy's own files; those of copies that are gone are removed."""
-    if not config.files:
-        return ""
-    for old in Path(config.folder).glob("copy-*"):
-        if not Path(f"/proc/{old.name.removeprefix('copy-')}").exists():
-            shutil.rmtree(old, ignore_errors=True)
-    place = Path(config.folder) / f"copy-{os.getpid()}"
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name, text in config.files.items():
-        (place / name).touch(mode=0o600)
-        (place / name).write_text(text.replace("{secret}", config.secret))
-    return str(place)
 
 
 def _kill_group() -> None:
@@ -104,13 +76,17 @@ def main() -> None:
     config = msgspec.json.decode(stdin.readline(), type=ChildConfig)
     keys = {"VLLM_API_KEY": config.secret, "OPENAI_API_KEY": config.secret}
     environment = {**os.environ, **config.environment, **keys}
+    address = copy_socket.path()
     try:
-        door = _door(config)
+        if config.is_guarded:
+            from outcrop.engines.guard import isolate
+
+            isolate()
         port = _free_port()
         _link(config.links)
-        files = _write(config)
-        argv = [word.replace("{port}", str(port)).replace("{files}", files) for word in config.argv]
-        engine = subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=environment)
+        argv = [word.replace("{port}", str(port)).replace("{socket}", address) for word in config.argv]
+        # The folder of the socket, by whose descriptor the path goes, is inherited on purpose.
+        engine = subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=environment, close_fds=False)
     except OSError as exc:
         os.write(announce, msgspec.json.encode({"error": f"cannot start {config.argv[0]}: {exc}"}) + b"\n")
         return
@@ -135,16 +111,19 @@ def main() -> None:
     signal.signal(signal.SIGTERM, end)
     for watch in (watch_parent, watch_engine):
         threading.Thread(target=watch, daemon=True).start()
-    os.write(announce, msgspec.json.encode({"port": door.getsockname()[1] if door else port}) + b"\n")
-    os.close(announce)
-    if door is None:
+    is_on_socket = config.is_guarded or any("{socket}" in word for word in config.argv)
+    url = copy_socket.url(address) if is_on_socket else f"http://127.0.0.1:{port}"
+    told = msgspec.json.encode({"url": url}) + b"\n"
+    if not config.is_guarded:
+        os.write(announce, told)
+        os.close(announce)
         threading.Event().wait()
     else:
         import asyncio
 
         from outcrop.engines.guard import relay
 
-        asyncio.run(relay(door, port, config.secret))
+        asyncio.run(relay(address, port, config.secret, lambda: os.write(announce, told)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Keeps everybody but the server away from an engine that asks for no key: its own network, and one door with a lock.
+"""Keeps everybody but the server away from an engine that listens on ports only: its own network, one door with a lock.
 
-The engine's parent (``custom_child``) opens the copy's port, then leaves for a network namespace of its own, where the
-engine listens on a loopback that nothing else of the machine can reach. A socket stays in the namespace that it was
-opened in, so what comes through the port is let in here: each connection whose first request bears the copy's key.
+The engine's parent (``custom_child``) leaves for a network namespace of its own, where the engine listens on a loopback
+that nothing else of the machine can reach. Unix sockets belong to no network, so the copy's is the door: each
+connection whose first request bears the copy's key is let in.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import hmac
 import os
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -21,6 +22,7 @@ _NEWUSER, _NEWNET = 0x10000000, 0x40000000  # clone(2)
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1  # netdevice(7)
 _IFREQ = "16sH22x"
 _HEAD_S = 10.0
+_BACKLOG = 256
 _HEAD_BYTES = 65536
 _BLOCK_BYTES = 65536
 _NO_KEY = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -41,7 +43,7 @@ def isolate() -> None:
             number,
             f"cannot give the engine a network of its own, without which every user of this machine could ask it "
             f"({os.strerror(number)}). Allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, "
-            "kernel.apparmor_restrict_unprivileged_userns=0), or put the model on an engine that asks for a key",
+            "kernel.apparmor_restrict_unprivileged_userns=0), or put the model on llama.cpp or vLLM, which need none",
         )
     if not is_privileged:
         Path("/proc/self/setgroups").write_text("deny")
@@ -53,8 +55,11 @@ def isolate() -> None:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack(_IFREQ, b"lo", flags | _IFF_UP))
 
 
-async def relay(listener: socket.socket, port: int, secret: str) -> None:
-    """Let connections on *listener* through to loopback's *port* of this network, for ever."""
+async def relay(path: str, port: int, secret: str, listening: Callable[[], object]) -> None:
+    """Let connections on the socket *path* through to loopback's *port* of this network, for ever.
+
+    Calls *listening* once there is somebody to connect to.
+    """
     expected = f"Bearer {secret}".encode()
 
     async def let_in(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -84,7 +89,8 @@ async def relay(listener: socket.socket, port: int, secret: str) -> None:
                     way.cancel()
                 await asyncio.gather(*ways, return_exceptions=True)
 
-    server = await asyncio.start_server(let_in, sock=listener, limit=_HEAD_BYTES)
+    server = await asyncio.start_unix_server(let_in, path, limit=_HEAD_BYTES, backlog=_BACKLOG)
+    listening()
     async with server:
         await server.serve_forever()
 

@@ -1,4 +1,4 @@
-"""HTTP/1.1 to engines on loopback and to a proxy's target: kept connections, whole answers and streams, nothing else.
+"""HTTP/1.1 to engines and to a proxy's target: kept connections, whole answers and streams, nothing else.
 
 It exists because the HTTP client was the largest part of what the gateway adds (docs/decisions/0004): it knows one
 kind of peer. No redirects, compression, cookies or proxies; a peer that does not keep to the protocol is a
@@ -11,15 +11,18 @@ import asyncio
 import ssl
 import time
 from collections.abc import AsyncGenerator
+from functools import lru_cache
 from typing import cast
 from urllib.parse import urlsplit
+
+from outcrop.engines import copy_socket
 
 _MOST_HEAD_BYTES = 65_536
 _PAUSE_BYTES = 2**20  # of a stream that nobody reads; the engine then feels it in its socket
 _UNTIL_CLOSE = -1
 
 
-Peer = tuple[str, int, bool]  # host, port, whether over TLS
+Peer = tuple[str, int, bool]  # host, or path of a Unix socket; port, or 0; whether over TLS
 
 
 class ProtocolBroken(ConnectionError):
@@ -57,6 +60,17 @@ class Answer:
         self._connection.release()
 
 
+@lru_cache(1024)
+def _where(base_url: str) -> tuple[Peer, str, str]:
+    """The peer, what its Host header says, and what paths begin with."""
+    parts = urlsplit(base_url)
+    if parts.scheme == copy_socket.SCHEME:
+        path, prefix = copy_socket.split(base_url)
+        return (path, 0, False), "localhost", prefix
+    is_tls = parts.scheme == "https"
+    return (parts.hostname or "127.0.0.1", parts.port or (443 if is_tls else 80), is_tls), parts.netloc, ""
+
+
 class Client:
     """Connections to any number of peers, owned by one event loop. Errors are ``OSError`` and ``TimeoutError``."""
 
@@ -82,13 +96,14 @@ class Client:
     ) -> Answer:
         """The head of the answer to one request; *head* is its header lines but Host and Content-Length.
 
+        *base_url*: scheme and host, or ``http+unix://`` with a percent-encoded path of a socket, and then what every
+        path on it begins with.
+
         A kept connection that its peer closes before it says anything is replaced once by a fresh one: it was closing
         for idleness. With *reuse* off the connection is closed afterwards, and says so.
         """
-        parts = urlsplit(base_url)
-        is_tls = parts.scheme == "https"
-        peer = (parts.hostname or "127.0.0.1", parts.port or (443 if is_tls else 80), is_tls)
-        head = f"{method} {path} HTTP/1.1\r\nHost: {parts.netloc}\r\n{head}Content-Length: {len(body)}\r\n"
+        peer, host, prefix = _where(base_url)
+        head = f"{method} {prefix}{path} HTTP/1.1\r\nHost: {host}\r\n{head}Content-Length: {len(body)}\r\n"
         data = (head + ("\r\n" if reuse else "Connection: close\r\n\r\n")).encode() + body
         connection = self._kept(peer)
         if connection is not None:
@@ -119,13 +134,15 @@ class Client:
         host, port, is_tls = peer
         if is_tls and self._tls is None:
             raise ProtocolBroken(f"{host}:{port} wants TLS, for which this client has no context")
+
+        def made() -> _Connection:
+            return _Connection(self, peer, self._read_timeout_s, loop)
+
         async with asyncio.timeout(self._connect_timeout_s):
-            _, connection = await loop.create_connection(
-                lambda: _Connection(self, peer, self._read_timeout_s, loop),
-                host,
-                port,
-                ssl=self._tls if is_tls else None,
-            )
+            if port:
+                _, connection = await loop.create_connection(made, host, port, ssl=self._tls if is_tls else None)
+            else:
+                _, connection = await loop.create_unix_connection(made, host)
         self._all.add(connection)
         return connection
 

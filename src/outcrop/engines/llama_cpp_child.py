@@ -1,9 +1,9 @@
 """The process of one llama.cpp copy: ``python -m outcrop.engines.llama_cpp_child``.
 
 Standard input carries one line of JSON (``ChildConfig``) and is then held open by the parent; its end means that the
-parent is gone, by whatever death, and ends this process. Standard output carries one line back: ``{"port": N, "stages":
-{"import": s, "load": s}}`` once the model is loaded and the port listens, or ``{"error": "..."}``. The engine's own log
-goes to standard error.
+parent is gone, by whatever death, and ends this process. Standard output carries one line back: ``{"url": "...",
+"stages": {"import": s, "load": s}}`` once the model is loaded and its socket (``copy_socket``) listens, or
+``{"error": "..."}``. The engine's own log goes to standard error.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ import time
 from typing import Any
 
 import msgspec
+
+from outcrop.engines import copy_socket
+
+# llama.cpp asks no key for a list of paths (/health, /v1/models); with another beginning they are none of these.
+PREFIX = "/copy"
 
 
 class ChildConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,14 +37,14 @@ class ChildConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_bytes: int = 0  # memory of its own that it may take, beside the weights that it maps; 0: any
 
 
-def server_params(config: ChildConfig) -> Any:
-    """llama.cpp's parameters for *config*."""
+def server_params(config: ChildConfig, socket: str) -> Any:
+    """llama.cpp's parameters for *config*. *socket* is a path; that it ends in ``.sock`` makes it one to llama.cpp."""
     import xllamacpp as xlc  # a copy of another engine never loads it
 
     params = xlc.CommonParams()
     params.model.path = config.model
-    params.hostnames = ["127.0.0.1"]
-    params.port = 0
+    params.hostnames = [socket]
+    params.api_prefix = PREFIX
     params.api_keys = [config.secret]
     params.n_parallel = config.slots
     # Each slot owns its part of the cache, so that a full context in one never evicts another's request.
@@ -108,13 +113,13 @@ def main() -> None:
         import xllamacpp as xlc
 
         imported = time.monotonic()
-        server = xlc.Server(server_params(config))
-        port = int(server.listening_address.rsplit(":", 1)[1])
+        socket = copy_socket.path()
+        _server = xlc.Server(server_params(config, socket))
     except Exception as exc:  # whatever the native loader throws is the parent's to report
         os.write(announce, msgspec.json.encode({"error": f"{type(exc).__name__}: {exc}"}) + b"\n")
         _leave(1)
     stages = {"import": round(imported - begun, 4), "load": round(time.monotonic() - imported, 4)}
-    os.write(announce, msgspec.json.encode({"port": port, "stages": stages}) + b"\n")
+    os.write(announce, msgspec.json.encode({"url": copy_socket.url(socket, PREFIX), "stages": stages}) + b"\n")
     os.close(announce)
     threading.Event().wait()
 

@@ -34,11 +34,7 @@ class Options(Struct, frozen=True):
 
 
 class Served(Struct, frozen=True):
-    """How one model is served. *argv* has ``{port}`` where the port goes. *reasons*: why so, for people.
-
-    *files*: names -> texts that only the copy may read; ``{files}`` in *argv* is their folder, ``{secret}`` in a text
-    the copy's key.
-    """
+    """How one model is served. *argv* has ``{socket}`` or ``{port}`` where it listens; *reasons* are for people."""
 
     argv: tuple[str, ...]
     context_tokens: int
@@ -47,8 +43,6 @@ class Served(Struct, frozen=True):
     host_bytes: int
     start_s: float
     environment: Mapping[str, str] = {}
-    asks_for_key: bool = True  # False: others are kept away from it (``guard``)
-    files: Mapping[str, str] = {}
     sleep_levels: tuple[int, ...] = ()  # ``base.Asleep.level``, the soonest to wake first
     reasons: tuple[str, ...] = ()
 
@@ -94,7 +88,7 @@ class DerivedServer(OpenAIServer):
         return [sys.executable, "-P", "-m", "outcrop.engines.custom_child"]
 
     def child_config(self, spec: CopySpec, secret: str) -> bytes:
-        found, work = self.served(spec), self._options.work / spec.model_id
+        found = self.served(spec)
         environment = dict(found.environment)
         if spec.devices:
             indices = [self._hardware.gpus[device].index for device in spec.devices]
@@ -105,9 +99,7 @@ class DerivedServer(OpenAIServer):
             "environment": environment,
             # Compile caches are found by the path of the model, which differs between the import and later.
             "links": {str(checkpoint_of(self._options, spec)): str(spec.artifact.parent / "checkpoint")},
-            "files": dict(found.files),
-            "folder": str(work),
-            "is_guarded": not found.asks_for_key,
+            "is_guarded": not any("{socket}" in word for word in found.argv),
         }
         return msgspec.json.encode(config) + b"\n"
 

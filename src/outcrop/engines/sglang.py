@@ -1,4 +1,8 @@
-"""SGLang, on GPUs. Flags are those of SGLang 0.5.23; they are checked against its own parser, it was not run."""
+"""SGLang, on GPUs. Flags are those of SGLang 0.5.23; they are checked against its own parser, it was not run.
+
+It listens on ports only, and its key leaves out ``/health_generate`` and ``/metrics``: a copy runs in a network of its
+own (``guard``).
+"""
 
 from __future__ import annotations
 
@@ -43,8 +47,14 @@ def served(spec: CopySpec, hardware: Hardware, options: Options) -> Served:
         raise EngineMissing("SGLang needs a GPU, and this machine has none. Put the model on another engine.")
     fitted, model = fit(spec, hardware, memory_share=options.memory_share), spec.model
     argv = [
-        *(options.command, "serve", "--config", "{files}/key.yaml"),
-        *("--model-path", str(checkpoint_of(options, spec)), "--served-model-name", SERVED_NAME),
+        *(
+            options.command,
+            "serve",
+            "--model-path",
+            str(checkpoint_of(options, spec)),
+            "--served-model-name",
+            SERVED_NAME,
+        ),
         *("--host", "127.0.0.1", "--port", "{port}", "--tp-size", str(fitted.tensor_parallel)),
         *("--context-length", str(fitted.context_tokens)),
         *("--max-running-requests", str(min(fitted.slots, spec.slots_limit or MOST_SLOTS))),
@@ -57,7 +67,6 @@ def served(spec: CopySpec, hardware: Hardware, options: Options) -> Served:
         argv += ["--reasoning-parser", style]
     return Served(
         argv=(*argv, *options.extra),
-        files={"key.yaml": "api-key: {secret}\n"},  # its command line takes a key too, where others could read it
         environment={"HF_HUB_OFFLINE": "1"},
         context_tokens=fitted.context_tokens,
         slots=min(fitted.slots, spec.slots_limit or MOST_SLOTS),

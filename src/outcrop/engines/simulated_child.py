@@ -9,6 +9,7 @@ streams leave the machine to what is measured in front of them.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import math
 import os
 import random
@@ -22,6 +23,7 @@ from zlib import crc32
 
 import msgspec
 
+from outcrop.engines import copy_socket
 from outcrop.engines.simulated_timing import Batch, Calibration, Sequence
 
 CHARS_PER_TOKEN = 4  # of text; a prompt of token ids is counted exactly
@@ -282,7 +284,7 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         copy = self._copy
         key = _BEARER.search(head)
-        if key is None or key[1].decode("latin-1") != copy.config.secret:
+        if key is None or not hmac.compare_digest(key[1], copy.config.secret.encode()):
             raise Refused(401, message="this copy is reached through its gateway only")
         if method == "GET" and path == "/health":
             self._transport.write(_response(200 if copy.is_started else 503, {}))
@@ -349,11 +351,12 @@ def _response(status: int, body: dict[str, Any] | bytes, content_type: str = "ap
     return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
 
 
-async def _serve(config: ChildConfig, announce: Callable[[int], None], parent_gone: asyncio.Event) -> None:
+async def _serve(config: ChildConfig, announce: Callable[[str], None], parent_gone: asyncio.Event) -> None:
     copy = Copy(config)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(copy), "127.0.0.1", 0, backlog=1024)
-    announce(server.sockets[0].getsockname()[1])
+    socket = copy_socket.path()
+    server = await loop.create_unix_server(lambda: Connection(copy), socket, backlog=1024)
+    announce(copy_socket.url(socket))
     loop.add_signal_handler(signal.SIGTERM, parent_gone.set)
 
     def heard() -> None:
@@ -380,7 +383,7 @@ def main() -> None:
             return
         line += part
     config = msgspec.json.decode(line, type=ChildConfig)
-    asyncio.run(_serve(config, lambda port: print(f'{{"port": {port}}}', flush=True), asyncio.Event()))  # noqa: T201
+    asyncio.run(_serve(config, lambda url: print(f'{{"url": "{url}"}}', flush=True), asyncio.Event()))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """TensorRT-LLM by ``trtllm-serve``, on NVIDIA GPUs. Flags follow its documented command line (1.x); it was not run.
 
-Its server takes no key, so a copy runs in a network of its own, whose only door asks for one (``guard``).
+Its server takes no key and listens on ports only, so a copy runs in a network of its own, whose only door asks for one
+(``guard``).
 """
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ def served(spec: CopySpec, hardware: Hardware, options: Options) -> Served:
     return Served(
         argv=(*argv, *options.extra),
         environment={"HF_HUB_OFFLINE": "1", "TRTLLM_NO_USAGE_STATS": "1"},
-        asks_for_key=False,
         context_tokens=fitted.context_tokens,
         slots=slots,
         gpus=fitted.tensor_parallel,

@@ -37,7 +37,7 @@ def served(spec: CopySpec, hardware: Hardware, options: Options) -> Served:
     placed = on(spec, hardware, options)
     argv = [
         *(options.command, "serve", str(checkpoint_of(options, spec))),
-        *("--served-model-name", SERVED_NAME, "--host", "127.0.0.1", "--port", "{port}"),
+        *("--served-model-name", SERVED_NAME, "--uds", "{socket}"),
         *("--max-model-len", str(placed.context_tokens), "--max-num-seqs", str(placed.slots)),
         # Sampling that the caller leaves open is neutral here, whatever generation_config.json says.
         *("--generation-config", "vllm"),

@@ -17,7 +17,7 @@ from outcrop.access.weight_keys import WeightKeys
 from outcrop.checkpoints.problems import CheckpointRejected
 from outcrop.engines.base import CopySpec
 from outcrop.engines.installed import Installed
-from outcrop.errors import InvalidRequest, JobEnded, OutcropError, QuotaExceeded
+from outcrop.errors import InvalidRequest, JobEnded, OutcropError, QuotaExceeded, SourceDenied
 from outcrop.ids import JobId
 from outcrop.importing.bucket_tier import BucketTier
 from outcrop.importing.candidates import Candidates
@@ -26,7 +26,7 @@ from outcrop.importing.disk import DiskLedger
 from outcrop.importing.inventory import inventory
 from outcrop.importing.journal import Journal, Work
 from outcrop.importing.outcome import storage_message
-from outcrop.importing.sources import Source, open_source
+from outcrop.importing.sources import Source, assumes_itself, open_source
 from outcrop.importing.states import Phase, advance
 from outcrop.importing.steps import Steps
 from outcrop.importing.tasks import in_thread
@@ -127,8 +127,14 @@ class Importer:
     async def submit(self, job: ImportJob) -> ImportJob:
         """Store *job* and start it, or give the earlier job of its token.
 
-        Raises InvalidRequest for a choice in its tags that is none or an unknown key, NameTaken, QuotaExceeded.
+        Raises InvalidRequest for a role that Bedrock cannot assume, for a choice in its tags that is none or an unknown
+        key, NameTaken, QuotaExceeded.
         """
+        if not assumes_itself(job.s3_uri, self._settings):
+            try:
+                self._roles.reader(job.account, job.job_id, job.role_arn)
+            except SourceDenied as exc:
+                raise InvalidRequest(exc.message) from exc
         choices = Choices.of(job.request)
         self._vault.key_of(job)
         if choices.engine and choices.engine not in (usable := self._candidates.names):

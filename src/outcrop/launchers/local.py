@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from outcrop.errors import EngineFault
+from outcrop.launchers import sockets
 
 log = structlog.get_logger(__name__)
 
@@ -52,10 +53,16 @@ class Process:
     """A running copy: one process group, and the pipe whose closing tells it that nobody needs it."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, announced: dict[str, Any], log_path: Path, record: Path | None
+        self,
+        process: asyncio.subprocess.Process,
+        announced: dict[str, Any],
+        log_path: Path,
+        *,
+        record: Path | None,
+        socket: Path,
     ) -> None:
         self._process = process
-        self._record = record
+        self._left_behind = (record, socket)
         self.announced = announced
         self.log_path = log_path
 
@@ -83,7 +90,12 @@ class Process:
     async def stop(self, grace_s: float) -> None:
         """Ask the group to end, kill it after *grace_s*. Returns once it is gone; again does nothing."""
         await _stop(self._process, grace_s)
-        _forget(self._record)
+        _forget(self._left_behind)
+
+    @property
+    def url(self) -> str:
+        """Where it listens, as it says."""
+        return str(self.announced["url"])
 
     def trim_log(self, limit_bytes: int) -> None:
         """Keep the newer half of the log once it is longer than *limit_bytes*."""
@@ -112,10 +124,11 @@ def _peak_bytes(pid: int) -> int | None:
 
 
 class LocalLauncher:
-    """Starts processes. *records*: folder where each is written down; None keeps no record."""
+    """Starts processes. *run*: folder where each is written down and listens; None keeps no record."""
 
-    def __init__(self, records: Path | None = None) -> None:
-        self._records = records
+    def __init__(self, run: Path | None = None) -> None:
+        self._records = None if run is None else run / "copies"
+        self._sockets = sockets.Sockets(None if run is None else run / "sockets")
 
     async def start(
         self,
@@ -128,7 +141,8 @@ class LocalLauncher:
     ) -> Process:
         """Start *argv*, hand it *stdin_line* and *pass_fds*, return it once it has announced itself.
 
-        It announces itself with one line of JSON on its standard output. Standard error goes to *log_path*.
+        It announces itself with one line of JSON on its standard output: ``url`` is where it listens, which is on the
+        socket that ``sockets.VARIABLE`` names where it can. Standard error goes to *log_path*.
         Raises EngineFault, with the end of its log, when it exits, reports an error, or says nothing in *deadline_s*.
         Whatever goes wrong, cancellation included, no process is left.
         """
@@ -136,37 +150,46 @@ class LocalLauncher:
             log_file = _open_log(log_path)
         except OSError as exc:
             raise EngineFault(f"cannot write the copy's log {log_path}: {exc}") from exc
+        handles = pass_fds
         try:
+            address, socket = await asyncio.to_thread(self._sockets.fresh)
+            if self._sockets.handle is not None:
+                handles = (*pass_fds, self._sockets.handle)
             process = await asyncio.create_subprocess_exec(
                 *argv,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log_file,
                 start_new_session=True,
-                env={**_DEFAULTS, **inherited()},
-                pass_fds=pass_fds,
+                env={**_DEFAULTS, **inherited(), sockets.VARIABLE: address},
+                pass_fds=handles,
             )
         except OSError as exc:
             raise EngineFault(f"cannot start {argv[0]}: {exc}") from exc
         finally:
             os.close(log_file)
         record = self._write_down(process.pid, argv)
+        left_behind = (record, socket)
         try:
             async with asyncio.timeout(deadline_s):
                 announced = await _announcement(process, stdin_line)
         except BaseException as exc:
-            await asyncio.shield(_end(process, record))
+            await asyncio.shield(_end(process, left_behind))
             if isinstance(exc, TimeoutError):
                 raise EngineFault(f"the copy was not ready within {deadline_s:g} s{_end_of(log_path)}") from None
             raise
         if announced is None or "error" in announced:
-            await _end(process, record)
+            await _end(process, left_behind)
             if announced is None:
                 raise EngineFault(
                     f"the copy ended before it was ready, with status {process.returncode}{_end_of(log_path)}"
                 )
             raise EngineFault(f"the copy could not start: {announced['error']}{_end_of(log_path)}")
-        return Process(process, announced, log_path, record)
+        return Process(process, announced, log_path, record=record, socket=socket)
+
+    def close(self) -> None:
+        """Give the folder of sockets back, once no process is left."""
+        self._sockets.close()
 
     def reap(self) -> list[int]:
         """End the recorded processes that an earlier server left behind; their pids. A pid reused since is spared."""
@@ -241,15 +264,16 @@ async def _announcement(process: asyncio.subprocess.Process, stdin_line: bytes) 
         return {"error": f"unexpected announcement {line[:200]!r}"}
 
 
-async def _end(process: asyncio.subprocess.Process, record: Path | None) -> None:
+async def _end(process: asyncio.subprocess.Process, left_behind: Iterable[Path | None]) -> None:
     await _stop(process, 0)
-    _forget(record)
+    _forget(left_behind)
 
 
-def _forget(record: Path | None) -> None:
-    if record is not None:
-        with suppress(OSError):
-            record.unlink(missing_ok=True)
+def _forget(left_behind: Iterable[Path | None]) -> None:
+    for path in left_behind:
+        if path is not None:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 async def _stop(process: asyncio.subprocess.Process, grace_s: float) -> None:

@@ -59,19 +59,21 @@ class Trip:
     deadline: float  # on the event loop's clock
     traceparent: str = ""
     tracestate: str = ""
+    behalf: str = ""  # the call of an endpoint that pays for tokens, as a server of ours names it
     target_s: float = 0.0
     attempts: int = 0
     calls: int = 0
     invocation_id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
     def trace_lines(self) -> str:
-        """Header lines of a new span of the caller's trace, or of a new trace."""
+        """Header lines of a new span of the caller's trace, or of a new trace, and of who pays."""
         found = _TRACEPARENT.fullmatch(self.traceparent)
         trace, flags = (found[1], found[3]) if found else (secrets.token_hex(16), "01")
         if not found:
             self.traceparent = f"00-{trace}-{secrets.token_hex(8)}-{flags}"
         state = f"tracestate: {self.tracestate}\r\n" if self.tracestate and self.tracestate.isprintable() else ""
-        return f"traceparent: 00-{trace}-{secrets.token_hex(8)}-{flags}\r\n{state}"
+        behalf = f"x-outcrop-on-behalf-of: {self.behalf}\r\n" if self.behalf.isalnum() else ""
+        return f"traceparent: 00-{trace}-{secrets.token_hex(8)}-{flags}\r\n{state}{behalf}"
 
 
 class Target:

@@ -89,7 +89,12 @@ class Worker:
         await self._lost.wait()
 
     def _context(self, request: Request, deadline: float) -> Context:
-        trip = Trip(deadline, request.headers.get("traceparent", ""), request.headers.get("tracestate", ""))
+        trip = Trip(
+            deadline,
+            request.headers.get("traceparent", ""),
+            request.headers.get("tracestate", ""),
+            request.headers.get("x-outcrop-on-behalf-of", ""),
+        )
         return Context(request, self._target, trip, self._config.model_dir)
 
     def _heard(self, message: link.Message) -> None:

@@ -89,7 +89,7 @@ class BringUp:
         return took
 
     async def launch(self, spec: CopySpec, name: str, known: ColdStarts) -> tuple[Process, Endpoint]:
-        """A process for *spec* that announced its port. Raises EngineFault; then none is left.
+        """A process for *spec* that announced where it listens. Raises EngineFault; then none is left.
 
         Of an encrypted model it maps a file in memory, which is opened for it and goes with its last copy.
         """
@@ -115,7 +115,7 @@ class BringUp:
             self._deadline_s(spec, known),
             pass_fds=pass_fds,
         )
-        return process, Endpoint(f"http://127.0.0.1:{process.announced['port']}", secret)
+        return process, Endpoint(process.url, secret)
 
     async def until_ready(self, spec: CopySpec, process: Process, endpoint: Endpoint, known: ColdStarts) -> None:
         """Raises EngineFault at the deadline, and at once when the process ends."""

@@ -34,8 +34,8 @@ from outcrop.serving.copies import UNOBSERVED, Copy, CopyStatus, DecisionRecord,
 from outcrop.serving.health import Health
 from outcrop.serving.hold import Ask, HoldQueue, Limits
 from outcrop.serving.lending import Lending
-from outcrop.serving.lifecycle import SERVING, State, advance
-from outcrop.serving.making_room import Landlord
+from outcrop.serving.lifecycle import ENDED, SERVING, State, advance
+from outcrop.serving.making_room import Allowance, Landlord
 from outcrop.serving.proof import ProofReport
 from outcrop.serving.readings import occupancies, readings
 from outcrop.serving.sleeping import Sleeping
@@ -57,8 +57,8 @@ class Fleet:
     """All copies of one server on one launcher. Single event loop, no locks.
 
     *on_start* is told of every start that succeeded (model id, tier, seconds), so that they are remembered.
-    *model_count*: how many models may be asked here, which bounds what one copy takes of the cores. *meter* is told
-    of every change of a copy.
+    *model_count*: how many models may be asked here, which bounds what one copy takes of the cores. *allowance*: how
+    many copies quotas allow, by model id. *meter* is told of every change of a copy.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Fleet:
         on_start: Callable[[str, Tier, float], None] = lambda *_: None,
         model_count: Callable[[], int] = lambda: 1,
         gpus: int = 0,
+        allowance: Callable[[str], Allowance | None] = lambda _: None,
         events: Events = UNOBSERVED,
         meter: Meter | None = None,
         unsealer: Unsealer | None = None,
@@ -93,7 +94,12 @@ class Fleet:
         self._scaling: dict[str, schedule.Scaling] = {}
         self._removed: OrderedDict[str, None] = OrderedDict()  # models that late requests may still name
         self._landlord = Landlord(
-            memory_bytes=memory_bytes, cores=cores, threads=settings.cpu_threads, model_count=model_count, gpus=gpus
+            memory_bytes=memory_bytes,
+            cores=cores,
+            threads=settings.cpu_threads,
+            model_count=model_count,
+            gpus=gpus,
+            allowance=allowance,
         )
         self._bell = asyncio.Event()
         self._background = Background()
@@ -155,6 +161,7 @@ class Fleet:
             for copy in copies:
                 self._meter.copy(copy.copy_id, copy.spec.model_id, None)
         self._models.clear()
+        self._launcher.close()
 
     async def acquire(
         self, spec: CopySpec, *, hold_s: float, ask: Ask = ANYONE, task: asyncio.Task[Any] | None = None
@@ -171,6 +178,12 @@ class Fleet:
         if spec.model_id in self._removed:
             raise ModelNotFound("The model was deleted.")
         return await self._lending.acquire(self._model(spec), hold_s=hold_s, ask=ask, task=task)
+
+    def awake(self, model_id: str) -> int:
+        """The model's copies that start, serve or drain."""
+        model = self._models.get(model_id)
+        gone = (*ENDED, State.ASLEEP)
+        return 0 if model is None else sum(copy.state not in gone for copy in model.copies)
 
     async def warm(self, spec: CopySpec, *, wait_s: float) -> None:
         """Start a copy when there is none, as a request would, and wait for it. Raises as ``acquire`` does.

@@ -25,9 +25,13 @@ PATIENCE_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """*evicted*: copies to drain, with their models; the start waits until they are gone."""
+    """*evicted*: copies to drain, with their models; the start waits until they are gone.
+
+    *is_refused*: a quota does not let it start, whatever room there is.
+    """
 
     may_start: bool
+    is_refused: bool = False
     threads: int = 1
     devices: tuple[int, ...] = ()  # the GPUs that it gets
     evicted: tuple[tuple[Model, Copy], ...] = ()
@@ -44,16 +48,32 @@ class Shortage(NamedTuple):
         return any(self)
 
 
+class Allowance(NamedTuple):
+    """How many copies may be there, of all models of an account and of one; None: as many as there is room for."""
+
+    account: str
+    of_account: int | None
+    of_model: int | None
+
+
 class Landlord:
-    """The room of one node. *threads*: of every copy, when it is fixed; 0 shares the cores.
+    """The room of one node. *threads*: of every copy, when it is fixed; 0 shares the cores. *allowance*: by model id.
 
     A copy on GPUs has them for itself: their memory is taken whole by the engine that starts on them.
     """
 
     def __init__(
-        self, *, memory_bytes: int, cores: int, threads: int, model_count: Callable[[], int], gpus: int = 0
+        self,
+        *,
+        memory_bytes: int,
+        cores: int,
+        threads: int,
+        model_count: Callable[[], int],
+        gpus: int = 0,
+        allowance: Callable[[str], Allowance | None] = lambda _: None,
     ) -> None:
         self._gpus = gpus
+        self._allowance = allowance
         self._memory_bytes = memory_bytes
         self._cores = cores
         self._threads = threads
@@ -84,6 +104,8 @@ class Landlord:
         live = [(other, copy) for other in models for copy in other.copies if copy.state not in ENDED]
         staying = [(other, copy) for other, copy in live if copy.state is not State.DRAINING]
         is_first = not any(other is model for other, _ in staying)
+        if (refused := self._over_allowance(model, live, now, is_first=is_first)) is not None:
+            return refused
         least = (self._threads or 1) if model.spec.threads else 0  # an engine that computes elsewhere takes no core
         # Room that a model has waited for longer is its own: it counts as taken, and not as this one's to fill.
         ahead = [other.spec for other in models if other is not model and _waits_longer(other, model)]
@@ -117,6 +139,37 @@ class Landlord:
         if is_first and is_out_of_room and model.blocked_since is not None and now - model.blocked_since > PATIENCE_S:
             return Plan(may_start=False, evicted=self._least_valuable(model, live, now))
         return Plan(may_start=False)
+
+    def _over_allowance(
+        self, model: Model, live: Sequence[tuple[Model, Copy]], now: float, *, is_first: bool
+    ) -> Plan | None:
+        """What to do instead where one more copy would be more than its account may have; None where it is not.
+
+        An idle copy of the account's other models goes for a first one. Where all are busy it waits: whose copies they
+        are is for the account to say.
+        """
+        allowed = self._allowance(model.spec.model_id)
+        if allowed is None:
+            return None
+        awake = [(other, copy) for other, copy in live if copy.state is not State.ASLEEP]
+        if allowed.of_model is not None and sum(other is model for other, _ in awake) >= allowed.of_model:
+            return Plan(may_start=False, is_refused=True)
+        if allowed.of_account is None:
+            return None
+        own = [(other, copy) for other, copy in awake if self._account(other) == allowed.account]
+        if len(own) < allowed.of_account:
+            return None
+        staying = [(other, copy) for other, copy in own if copy.state is not State.DRAINING]
+        evicted: tuple[tuple[Model, Copy], ...] = ()
+        if is_first and len(staying) >= allowed.of_account:
+            idle = self._idle(model, staying, now, is_first=True)
+            idle.sort(key=lambda found: (not found[2].is_expired, eviction.value_per_byte(found[2])))
+            evicted = tuple((other, copy) for other, copy, _ in idle[:1])
+        return Plan(may_start=False, is_refused=True, evicted=evicted)
+
+    def _account(self, model: Model) -> str | None:
+        allowed = self._allowance(model.spec.model_id)
+        return None if allowed is None else allowed.account
 
     def _missing_bytes(self, spec: CopySpec, beside: list[CopySpec]) -> int:
         return room.needed_bytes(spec, beside) - (self._memory_bytes - room.used_bytes(beside))

@@ -89,7 +89,8 @@ class Transitions:
             owner.active_at = -1e9  # its keep-alive is over
             self._make_way(owner, copy)
         if not plan.may_start:
-            model.blocked_since = now if model.blocked_since is None else model.blocked_since
+            if not plan.is_refused:  # or room would be kept for what may not use it
+                model.blocked_since = now if model.blocked_since is None else model.blocked_since
             return None
         if (asleep := self._sleeper(model)) is not None:
             asleep.spec, asleep.awake = asleep.awake or model.spec, None

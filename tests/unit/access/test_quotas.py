@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from outcrop.access.quotas import CONCURRENT, JOBS, MODELS, REQUESTS, TOKENS, Quotas, Scope
+from outcrop.access.quotas import CONCURRENT, COPIES, JOBS, MODELS, REQUESTS, TOKENS, Quotas, Scope, Within
 from outcrop.errors import InvalidRequest, QuotaExceeded, Throttled
 from outcrop.registry.identity_records import IdentityRecords
 from outcrop.registry.store import Registry
@@ -82,7 +82,7 @@ async def test_counts_of_an_account(quotas: Quotas) -> None:
     with pytest.raises(InvalidRequest):
         await quotas.set(Scope(ACCOUNT, ANN), JOBS, 1)
     with pytest.raises(InvalidRequest):
-        await quotas.set(Scope(ACCOUNT), "copies", 1)
+        await quotas.set(Scope(ACCOUNT), "coffees", 1)
     with pytest.raises(InvalidRequest):
         await quotas.set(Scope(ACCOUNT), REQUESTS, -1)
 
@@ -115,3 +115,60 @@ async def test_whatever_the_order_no_more_run_at_a_time_than_allowed(quotas: Quo
         assert ticket is not None
         running.append(ticket)
         assert len(running) <= 4
+
+
+async def test_a_call_of_an_endpoint_counts_once_and_pays_for_what_is_asked_within_it(
+    quotas: Quotas, clock: Clock
+) -> None:
+    proxy = "arn:aws:iam::000000000000:role/outcrop-endpoint"
+    await quotas.set(Scope(ACCOUNT), REQUESTS, 60)
+    await quotas.set(Scope(ACCOUNT), CONCURRENT, 1)
+    await quotas.set(Scope(ACCOUNT), TOKENS, 600)
+    await quotas.set(Scope(ACCOUNT, ANN), TOKENS, 100)
+    await quotas.set(Scope(ACCOUNT, "", MODEL), CONCURRENT, 1)
+    outer = quotas.enter_outer(ACCOUNT, ANN, "endpoint/e")
+    assert outer is not None
+    inner = quotas.enter(ACCOUNT, proxy, MODEL, Within(outer.name))
+    assert inner is not None
+    with pytest.raises(Throttled, match=f"for model {MODEL}"):  # what limits the model holds within too
+        quotas.enter(ACCOUNT, proxy, MODEL, Within(outer.name))
+    inner.leave(150)
+    outer.leave(0)
+    used = {(row["principal"], row["model"], row["quota"]): row["used"] for row in quotas.listed(ACCOUNT)}
+    assert used[("", "", REQUESTS)] == 1
+    assert used[("", "", CONCURRENT)] == 0
+    assert used[("", "", TOKENS)] == 150
+    assert used[(ANN, "", TOKENS)] == 150
+    with pytest.raises(Throttled, match="tokens"):
+        quotas.enter_outer(ACCOUNT, ANN, "endpoint/e")
+
+
+async def test_what_is_asked_within_a_call_that_is_over_is_the_account_s(quotas: Quotas) -> None:
+    await quotas.set(Scope(ACCOUNT), TOKENS, 600)
+    await quotas.set(Scope("1" * 12), TOKENS, 600)
+    outer, other = quotas.enter_outer(ACCOUNT, ANN, "endpoint/e"), quotas.enter_outer("1" * 12, ANN, "endpoint/e")
+    assert outer is not None
+    assert other is not None
+    outer.leave(0)
+    for name in (outer.name, other.name, "", "made-up"):  # another account's call pays for nothing of this one's
+        inner = quotas.enter(ACCOUNT, "proxy", MODEL, Within(name))
+        assert inner is not None
+        inner.leave(10)
+        inner.leave(10)
+    assert [row["used"] for row in quotas.listed(ACCOUNT)] == [40]
+    assert [row["used"] for row in quotas.listed("1" * 12)] == [0]
+
+
+async def test_copies_are_an_account_s_or_a_model_s(quotas: Quotas) -> None:
+    await quotas.set(Scope(ACCOUNT), COPIES, 3)
+    await quotas.set(Scope(ACCOUNT, "", MODEL), COPIES, 2)
+    assert quotas.copies(ACCOUNT, MODEL) == (3, 2)
+    assert quotas.copies(ACCOUNT, "other") == (3, None)
+    assert quotas.copies("1" * 12, MODEL) == (None, None)
+    with pytest.raises(InvalidRequest, match="principals share"):
+        await quotas.set(Scope(ACCOUNT, ANN), COPIES, 1)
+    with pytest.raises(InvalidRequest, match="never serve"):
+        await quotas.set(Scope(ACCOUNT), COPIES, 0)
+    counts = {"": 2, MODEL: 1}
+    rows = quotas.listed(ACCOUNT, lambda name, model: counts[model] if name == COPIES else None)
+    assert [(row["model"], row["used"]) for row in rows] == [("", 2), (MODEL, 1)]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from outcrop.engines import custom_child, gpu_fit, sglang, tensorrt_llm, vllm_command
+from outcrop.engines import gpu_fit, sglang, tensorrt_llm, vllm_command
 from outcrop.engines.base import CopySpec
 from outcrop.engines.hardware import Gpu, Hardware, amd_gpus, read_nvidia
 from outcrop.engines.model_shape import ModelShape, thought_style, tool_style
@@ -175,27 +174,24 @@ def test_an_operators_arguments_come_last_so_that_they_win() -> None:
     assert vllm_command.served(spec(8), H100S, options).argv[-2:] == ("--max-model-len", "100")
 
 
-def test_sglang_gets_its_key_in_a_file() -> None:
+def test_vllm_listens_on_a_socket_and_what_cannot_is_guarded() -> None:
+    lines = {
+        kind: json.loads(kind(OPTIONS, H100S, request_timeout_s=1).child_config(spec(8), "k3y"))
+        for kind in (Vllm, SGLang, tensorrt_llm.TensorRTLLM)
+    }
+
+    assert flags(tuple(lines[Vllm]["argv"]))["--uds"] == "{socket}"
+    assert "--port" not in lines[Vllm]["argv"]
+    assert [line["is_guarded"] for line in lines.values()] == [False, True, True]
+    assert not any("k3y" in word for line in lines.values() for word in line["argv"])
+
+
+def test_sglang_s_command_line() -> None:
     config = json.loads(SGLang(OPTIONS, H100S, request_timeout_s=1).child_config(spec(70, tools="llama3_json"), "k3y"))
 
-    assert flags(tuple(config["argv"]))["--config"] == "{files}/key.yaml"
+    assert flags(tuple(config["argv"]))["--port"] == "{port}"
     assert flags(tuple(config["argv"]))["--tool-call-parser"] == "llama3"
     assert flags(tuple(config["argv"]))["--tp-size"] == "4"
-    assert "k3y" not in " ".join(config["argv"])
-
-
-def test_a_copy_s_own_files_are_readable_by_its_user_only_and_those_of_dead_copies_go(tmp_path: Path) -> None:
-    dead = tmp_path / "copy-999999999"
-    dead.mkdir()
-    config = custom_child.ChildConfig(
-        argv=[], secret="k3y", files={"key.yaml": "api-key: {secret}\n"}, folder=str(tmp_path)
-    )
-    place = Path(custom_child._write(config))
-
-    assert (place / "key.yaml").read_text() == "api-key: k3y\n"
-    assert (place.stat().st_mode & 0o777, (place / "key.yaml").stat().st_mode & 0o777) == (0o700, 0o600)
-    assert place.name == f"copy-{os.getpid()}"
-    assert not dead.exists()
 
 
 def test_sglang_is_asked_for_constraints_in_its_own_words() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
+from outcrop.engines import copy_socket
 from outcrop.engines.http1 import Client, ProtocolBroken
+from outcrop.launchers import sockets
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Listen = Callable[[Serve], Awaitable[str]]
@@ -16,11 +19,16 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nhello \r\n
 SIZED = b"HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\nhello world"
 
 
-@pytest.fixture
-async def listen() -> AsyncIterator[Listen]:
+@pytest.fixture(params=["loopback", "unix"])
+async def listen(request: pytest.FixtureRequest) -> AsyncIterator[Listen]:
     servers: list[asyncio.Server] = []
+    folder = sockets.Sockets()
 
     async def start(serve: Serve) -> str:
+        if request.param == "unix":
+            path, _ = folder.fresh()
+            servers.append(await asyncio.start_unix_server(serve, path))
+            return copy_socket.url(path)
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         servers.append(server)
         return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -28,6 +36,7 @@ async def listen() -> AsyncIterator[Listen]:
     yield start
     for server in servers:
         server.close()
+    folder.close()
 
 
 @pytest.fixture
@@ -78,7 +87,7 @@ async def test_a_request_carries_its_key_its_body_and_its_length(listen: Listen,
     answer = await client.request("POST", url, "/v1/x", bearer="secret", body=b"body")
 
     assert answer.status == 200
-    assert seen[0].startswith(b"POST /v1/x HTTP/1.1\r\nHost: 127.0.0.1:")
+    assert re.match(rb"POST /v1/x HTTP/1.1\r\nHost: (localhost|127\.0\.0\.1:\d+)\r\n", seen[0])
     assert b"\r\nAuthorization: Bearer secret\r\n" in seen[0]
     assert seen[0].endswith(b"\r\nContent-Length: 4\r\n\r\nbody")
 

@@ -18,6 +18,7 @@ from outcrop.serving import room
 from outcrop.serving.fleet import Fleet
 from outcrop.serving.hold import Ask
 from outcrop.serving.lifecycle import SERVING, State
+from outcrop.serving.making_room import Allowance
 from outcrop.serving.schedule import Floor, Scaling
 from outcrop.serving.starts import ColdStarts, Remaining, Tier
 
@@ -725,3 +726,43 @@ def test_a_model_that_is_removed_takes_its_sleeping_copies_with_it() -> None:
         assert len(launcher.alive) == 1
 
     play(story, launcher, gpus=1, engine=engine)
+
+
+def test_a_model_s_quota_of_copies_holds_whatever_waits() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        await asyncio.gather(*(use(fleet, spec(slots=1), for_s=5) for _ in range(6)))
+        assert launcher.started == 1
+        assert fleet.awake("model") == 1
+
+    play(story, max_copies=3, allowance=lambda _: Allowance("one", None, 1))
+
+
+def test_an_account_s_quota_of_copies_lets_its_idle_one_go_for_its_other_model_and_no_other_account_s() -> None:
+    accounts = {"known": "one", "new": "one", "third": "two"}
+
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        await use(fleet, spec("third"))
+        await use(fleet, spec("known"))
+        await asyncio.sleep(70)  # idle for longer than it is kept
+        assert (fleet.awake("known"), fleet.awake("third")) == (1, 1)
+        await use(fleet, spec("new"))
+        assert (fleet.awake("known"), fleet.awake("new"), fleet.awake("third")) == (0, 1, 1)
+
+    play(story, allowance=lambda model: Allowance(accounts[model], 1, None))
+
+
+def test_a_busy_account_over_its_quota_of_copies_waits_and_takes_no_room_from_others() -> None:
+    accounts = {"known": "one", "new": "one", "third": "two"}
+
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        busy = asyncio.create_task(use(fleet, spec("known", weight_bytes=GB), for_s=100))
+        await asyncio.sleep(5)
+        waiting = asyncio.create_task(use(fleet, spec("new", weight_bytes=GB), hold_s=30))
+        await asyncio.sleep(15)
+        await use(fleet, spec("third", weight_bytes=GB))  # the room that is left is not kept for "new"
+        with pytest.raises(ModelNotReady):
+            await waiting
+        await busy
+        await use(fleet, spec("new", weight_bytes=GB))
+
+    play(story, memory_bytes=int(2.5 * GB), allowance=lambda model: Allowance(accounts[model], 1, None))

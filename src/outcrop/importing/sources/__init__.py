@@ -29,6 +29,12 @@ def store_of(bucket: str, settings: Settings) -> ObjectStore | None:
     return None
 
 
+def assumes_itself(uri: str, settings: Settings) -> bool:
+    """Whether the store of *uri* has its own STS assume the job's role, which then is none of this server's."""
+    store = store_of(uri.removeprefix("s3://").partition("/")[0], settings)
+    return store is not None and store.assume_role
+
+
 def open_source(
     uri: str,
     settings: Settings,
@@ -45,7 +51,7 @@ def open_source(
     """
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     store = store_of(bucket, settings)
-    if reader is not None and not (store is not None and store.assume_role):
+    if reader is not None and not assumes_itself(uri, settings):
         may = reader()
         return AsRole(open_source(uri, settings, role_arn=role_arn, session=session), may)
     if store is None:
