@@ -26,6 +26,9 @@ HAND_OVER = (
 )
 
 
+START_S = 100  # a start takes 2.5 s of processor time, which a machine that others use gave in no less than 14 s
+
+
 class Server:
     """``outcrop serve`` on a free port over *home*; *settings* become OUTCROP_ variables.
 
@@ -73,7 +76,7 @@ class Server:
                 stderr=log,
                 pass_fds=self._handed,
             )
-        wait_for(lambda: address.exists() or self.process.poll() is not None, 30)
+        wait_for(lambda: address.exists() or self.process.poll() is not None, START_S)
         assert address.exists(), (self.home / "server.log").read_text()[-3000:]
         return self
 

@@ -260,6 +260,7 @@ def make_fleet(
     gpus: int = 0,
     engine: FakeEngine | None = None,
     allowance: Callable[[str], Allowance | None] = lambda _: None,
+    on_removed: Callable[[], None] = lambda: None,
     **given: Any,
 ) -> Fleet:
     settings = Settings(**{"home": Path("/nowhere"), "cpu_threads": 1, "keep_alive_s": 60, **given})
@@ -272,6 +273,7 @@ def make_fleet(
         model_count=lambda: model_count,
         gpus=gpus,
         allowance=allowance,
+        on_removed=on_removed,
         clock=loop.time,
         wall=loop.time,
     )

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from outcrop.access.identities import Principal
 from outcrop.awswire.documents import decode_object
-from outcrop.errors import InvalidRequest
+from outcrop.errors import InvalidRequest, ModelInUse
 from outcrop.ids import imported_model_arn
 from outcrop.importing.jobs import Importer
 from outcrop.inference import fields
@@ -91,9 +91,15 @@ class Admin:
     async def evict_model(self, principal: Principal, identifier: str) -> dict[str, Any]:
         """Give up the model's local files; the next request brings them back from where they came. ``freed_bytes``.
 
-        Refused unless the source still serves what was imported.
+        Refused unless the source still serves what was imported, and while the model has to have copies.
         """
         served = self._catalogue.find(principal.account, identifier)
+        if least := self._fleet.least_copies(served.record.model_id):
+            raise ModelInUse(
+                f"{served.record.model_name} cannot be evicted: its scaling asks for at least {least} copies now, "
+                "which would bring its files back at once. Set min_copies to 0 first (outcrop scaling set), or wait "
+                "for the end of its scheduled floor."
+            )
         await self._importer.bucket.check(served.record)
         await self._fleet.rest(served.record.model_id)
         return {"freed_bytes": await self._importer.bucket.give_up(served.record)}

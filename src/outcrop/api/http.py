@@ -45,6 +45,7 @@ class Request:
         "facts",
         "headers",
         "is_audited",
+        "is_change",
         "is_copy",
         "is_secure",
         "method",
@@ -75,6 +76,7 @@ class Request:
         self.principal: Principal | None = None  # once it was verified
         self.called: Called | None = None
         self.is_audited = False
+        self.is_change = False  # what it changes is changed to its end, whether its caller still listens or not
         self.is_copy = False  # nobody asked for it: it compares two sides of a migration, and no quota counts it
         self.error: ServiceError | None = None  # what it is answered instead of what it asks for
         self._receive = receive
@@ -180,14 +182,17 @@ async def respond(response: Response | Stream, request_id: str, send: Send) -> N
 
 
 async def while_connected(request: Request, work: Awaitable[None]) -> None:
-    """Run *work* in the task of its caller; cancel it as soon as the client hangs up. Raises ClientGone then."""
+    """Run *work* in the task of its caller; cancel it as soon as the client hangs up. Raises ClientGone then.
+
+    A change that has begun is not cancelled: half of it would stay, in the registry and not in memory, say.
+    """
     task = asyncio.current_task()
     assert task is not None
     has_left = False
 
     def left() -> None:
         nonlocal has_left
-        if not has_left:
+        if not has_left and not request.is_change:
             has_left = True
             task.cancel()
 

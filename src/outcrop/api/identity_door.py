@@ -100,6 +100,7 @@ class IdentityDoor:
         else:
             assert principal is not None
             self._iam.permit(name, params, principal, origin)
+            request.is_change = True
             result = await self._iam.handlers[name](params, principal)
         headers, answer = query.answer(operation, result, request.request_id)
         return Response(200, headers, answer)

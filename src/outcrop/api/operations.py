@@ -89,7 +89,7 @@ class Operations:
         served = self._catalogue.find(principal.account, model)
         if copy_id is not None and not _COPY_ID.fullmatch(copy_id):
             raise InvalidRequest(f"{copy_id!r} is no copy id: see outcrop status.")
-        found = await asyncio.to_thread(self._log_files, served.record.model_id)
+        found = await asyncio.to_thread(self._fleet.logs_of, served.record.model_id)
         chosen = [path for path in found if copy_id is None or _copy_of(path) == copy_id]
         if not chosen:
             raise NotFound(f"There is no log of {copy_id or 'a copy'} of {served.record.model_name}.")
@@ -146,10 +146,6 @@ class Operations:
             raise InvalidRequest("model is required: the name or ARN of an imported model.")
         served = await self._aliases.set(principal.account, alias, asked["model"])
         return {"alias": alias, "model_name": served.record.model_name, "model_arn": served.facts.arn}
-
-    def _log_files(self, model_id: str) -> list[Path]:
-        """Logs of the model's copies, the oldest first."""
-        return sorted(self._fleet.log_folder.glob(f"{model_id}-*.log"), key=lambda path: path.stat().st_mtime)
 
 
 def _copy_of(path: Path) -> str:

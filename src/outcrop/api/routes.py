@@ -271,6 +271,7 @@ class Gateway:
             extra = [("x-outcrop-gateway-ms", f"{measured.gateway_ms():.3f}")]
         else:
             await self._permissions.aws(operation, "bedrock", params, principal, origin_of(request))
+            request.is_change = request.method != "GET"
             called.answer = answer = await self._bedrock.handlers[operation.name](params, principal)
             extra = []
         status, headers, payload = serialize_response(operation, answer)
@@ -367,6 +368,7 @@ class Gateway:
     async def _own_route(self, request: Request, path: str, body: bytes, principal: Principal) -> Response:
         parts = [unquote(part) for part in path.removeprefix("/outcrop/v1").strip("/").split("/")]
         await self._permissions.own(request.method, parts, principal, origin_of(request))
+        request.is_change = request.method != "GET"
         if request.method == "GET" and path == "/metrics":
             page = await self._observability.metrics()
             return Response(200, [("content-type", "text/plain; version=0.0.4; charset=utf-8")], page)

@@ -74,6 +74,7 @@ class SageMakerDoor:
         params = parse_request(operation, {}, "", {}, body)
         called = named(request, SAGEMAKER, name, params)
         await self._permissions.aws(operation, "sagemaker", params, principal, origin_of(request))
+        request.is_change = True
         called.answer = answer = await self._control.handlers[name](params, principal)
         status, _, payload = serialize_response(operation, answer)
         return Response(status, _JSON_11, payload)

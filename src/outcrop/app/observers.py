@@ -46,6 +46,11 @@ class Observers:
     trail: AuditTrail
     traces: Traces | None
 
+    def forget_gone(self, catalogue: Catalogue) -> None:
+        """Drop what is counted of models that are gone."""
+        self.recorder.forget({model_id for model_id, _ in catalogue.by_id()})
+        self.metrics.forget_gone()
+
     def start(self, undo: contextlib.AsyncExitStack) -> None:
         """Run what writes records down, until *undo* closes it: the meter last begun, and first ended."""
         if self.audit is not None:

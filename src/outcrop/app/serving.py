@@ -79,6 +79,7 @@ def make_serving(
         memory_bytes=settings.memory_bytes or int(machine.memory_bytes() * machine.MEMORY_SHARE),
         cores=settings.cpu_cores or machine.cores(),
         on_start=lambda model_id, tier, seconds: _in_background(records.add_start, model_id, tier, seconds),
+        on_removed=lambda: observers.forget_gone(catalogue),
         model_count=catalogue.count,
         gpus=len(hardware.gpus),
         allowance=allowance(catalogue, quotas),

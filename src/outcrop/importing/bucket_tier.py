@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -51,7 +52,7 @@ class BucketTier:
         self._disk = disk
         self._engines_for = engines_for
         self._open = open_source
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def check(self, model: ImportedModel) -> None:
         """Raise SourceChanged, or what the source raises, unless it still serves what was imported."""
@@ -86,7 +87,8 @@ class BucketTier:
 
         Raises SourceChanged when the source gives other bytes, and what source, disk and converter raise.
         """
-        async with self._turns.setdefault(model_id, asyncio.Lock()):
+        turn = self._turns.setdefault(model_id, asyncio.Lock())
+        async with turn:
             if await in_thread(self._store.model(model_id).exists):
                 return
             if not self._settings.fetch_evicted:

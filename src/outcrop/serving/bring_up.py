@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec import structs
@@ -136,9 +138,20 @@ class BringUp:
 
     def forget_logs(self, model_id: str, kept: int) -> None:
         """Remove all but the newest *kept* logs of the model's copies. Blocks."""
-        found = sorted(self.log_folder.glob(f"{model_id}-*.log"), key=lambda path: path.stat().st_mtime)
+        found = self.logs_of(model_id)
         for path in found[: len(found) - kept]:
             path.unlink(missing_ok=True)
+
+    def logs_of(self, model_id: str) -> list[Path]:
+        """Logs of the model's copies, the oldest first. Blocks."""
+        found = []
+        # No glob: patterns are compiled once each and kept, which costs memory for every model that ever was.
+        with suppress(FileNotFoundError), os.scandir(self.log_folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(f"{model_id}-") and entry.name.endswith(".log"):
+                    with suppress(FileNotFoundError):  # it may go meanwhile
+                        found.append((entry.stat().st_mtime, Path(entry.path)))
+        return [path for _, path in sorted(found)]
 
     @property
     def log_folder(self) -> Path:

@@ -54,6 +54,7 @@ class Copy:
     canary: str = ""  # how it began to answer a fixed question before it slept
     state: State = State.STARTING
     process: Process | None = None
+    starting: asyncio.Task[None] | None = None  # what brings it up, or wakes it
     endpoint: Endpoint | None = None
     cache_slots: int | None = None  # requests that its cache holds, as its engine found out
     in_flight: int = 0
@@ -139,7 +140,7 @@ class Model:
     def rest(self) -> None:
         """What was asked so far asks for no copy any more: only a new request brings one back."""
         self.active_at = -1e9
-        self.demand = Demand(work_s=self.demand.work_s)
+        self.demand.rest()
 
 
 class Events(Protocol):
@@ -232,6 +233,7 @@ class Lease:
             self._is_released = True
             self._owner.give_back(self)
             for lease in self._extra:
+                lease.broke = self.broke
                 lease.release()
 
     def widen(self, count: int) -> int:

@@ -44,6 +44,13 @@ class Demand:
         self.work_s = alone if not self._has_work else self.work_s + _WORK_WEIGHT * (alone - self.work_s)
         self._has_work = True
 
+    def rest(self) -> None:
+        """Let what was asked lately ask for no copy any more. The long run is remembered: it says what one is worth."""
+        self._buckets.clear()
+        self._recent.clear()
+        self._peaks.clear()
+        self._total = self._recent_total = 0
+
     def rates(self, now: float) -> tuple[float, float, int]:
         """Arrivals per second over 60 s and over 15 s, and the arrivals in the shorter window."""
         self._forget(int(now))

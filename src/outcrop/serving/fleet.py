@@ -56,7 +56,8 @@ ANYONE = Ask()
 class Fleet:
     """All copies of one server on one launcher. Single event loop, no locks.
 
-    *on_start* is told of every start that succeeded (model id, tier, seconds), so that they are remembered.
+    *on_start* is told of every start that succeeded (model id, tier, seconds), so that they are remembered;
+    *on_removed* that a model is gone.
     *model_count*: how many models may be asked here, which bounds what one copy takes of the cores. *allowance*: how
     many copies quotas allow, by model id. *meter* is told of every change of a copy.
     """
@@ -70,6 +71,7 @@ class Fleet:
         memory_bytes: int,
         cores: int,
         on_start: Callable[[str, Tier, float], None] = lambda *_: None,
+        on_removed: Callable[[], None] = lambda: None,
         model_count: Callable[[], int] = lambda: 1,
         gpus: int = 0,
         allowance: Callable[[str], Allowance | None] = lambda _: None,
@@ -85,6 +87,7 @@ class Fleet:
         self._clock = clock
         self._wall = wall
         self._events = events
+        self._on_removed = on_removed
         self._meter = meter
         self._params = policy.Params(
             max_copies=settings.max_copies, keep_alive_s=settings.keep_alive_s, hold_limit_s=settings.hold_limit_s
@@ -175,8 +178,7 @@ class Fleet:
         """
         if self._is_closing:
             raise ShuttingDown("The server is shutting down. Retry on another one.", retry_after_s=5)
-        if spec.model_id in self._removed:
-            raise ModelNotFound("The model was deleted.")
+        self._check_is_there(spec.model_id)
         return await self._lending.acquire(self._model(spec), hold_s=hold_s, ask=ask, task=task)
 
     def awake(self, model_id: str) -> int:
@@ -193,7 +195,11 @@ class Fleet:
         (await self.acquire(spec, hold_s=wait_s)).release()
 
     def configure(self, model_id: str, scaling: schedule.Scaling) -> None:
-        """Set one model's scaling from now on. Copies that run otherwise than it says are replaced one by one."""
+        """Set one model's scaling from now on. Copies that run otherwise than it says are replaced one by one.
+
+        Raises ModelNotFound when the model was deleted meanwhile.
+        """
+        self._check_is_there(model_id)
         self._scaling[model_id] = scaling
         model = self._models.get(model_id)
         if model is not None:
@@ -205,6 +211,10 @@ class Fleet:
         """What is set for the model."""
         return self._scaling.get(model_id, schedule.DEFAULTS)
 
+    def least_copies(self, model_id: str) -> int:
+        """Copies of the model that an operator wants to be there now, asked or not."""
+        return seen.params_of(self.scaling(model_id), self._params, self._wall()).min_copies
+
     def learned(self, model_id: str, measured: Iterable[tuple[Tier, float]]) -> None:
         """Starts of this model that were measured before."""
         self._learned.setdefault(model_id, ColdStarts()).seed(measured)
@@ -212,8 +222,9 @@ class Fleet:
     def adopt(self, spec: CopySpec) -> None:
         """Make the model known, so that its schedule holds before anyone asked it, and *spec* how it runs from now on.
 
-        Copies that run otherwise are replaced one by one.
+        Copies that run otherwise are replaced one by one. Raises ModelNotFound when the model was deleted meanwhile.
         """
+        self._check_is_there(spec.model_id)
         model = self._model(spec)
         model.spec_given = spec
         model.spec = self.spec_of(spec)
@@ -248,11 +259,13 @@ class Fleet:
     async def rest(self, model_id: str) -> None:
         """Drain the model's copies and wait until they are gone; the next request starts one."""
         self.retire(model_id)
-        while (model := self._models.get(model_id)) is not None and model.copies:
+        model = self._models.get(model_id)
+        going = list(model.copies) if model is not None else []
+        while model is not None and any(copy in model.copies for copy in going):
             await asyncio.sleep(0.02)
 
     def retire(self, model_id: str) -> None:
-        """Drain the model's copies once nobody waits for them, and start none until it is asked again."""
+        """Drain the model's copies once who waits now was answered, and start none until it is asked again."""
         model = self._models.get(model_id)
         if model is not None:
             model.retired_at = self._clock()
@@ -294,6 +307,7 @@ class Fleet:
         self._models.pop(model_id, None)
         self._learned.pop(model_id, None)
         self._scaling.pop(model_id, None)
+        self._on_removed()
         await asyncio.to_thread(self._bring_up.forget_logs, model_id, 0)
 
     async def prove(self, spec: CopySpec, request: GenerateRequest, probes: list[tuple[str, list[int]]]) -> ProofReport:
@@ -318,9 +332,9 @@ class Fleet:
             self._models.pop(key, None)
             self._bell.set()
 
-    @property
-    def log_folder(self) -> Path:
-        return self._bring_up.log_folder
+    def logs_of(self, model_id: str) -> list[Path]:
+        """Logs of the model's copies, the oldest first. Blocks."""
+        return self._bring_up.logs_of(model_id)
 
     async def _own(self) -> None:
         ticked = self._clock()
@@ -348,9 +362,9 @@ class Fleet:
                 model.placed.set_result(copy)
             return
         self._lending.release_held(model)
-        if model.retired_at is not None and not self._has_retired(model, now):
+        if model.retired_at is not None and not model.is_removed and not self._has_retired(model, now):
             return
-        params = seen.params_of(model, self._params, self._wall())
+        params = seen.params_of(model.scaling, self._params, self._wall())
         facts = seen.facts_of(model, params, now)
         decision = policy.decide(facts, params)
         current = facts.ready + facts.starting
@@ -366,6 +380,9 @@ class Fleet:
             model.blocked_since = None
         ready = seen.ready_copies(model)
         outdated = [copy for copy in ready if rolling.is_outdated(copy, model.spec)]
+        for copy in model.copies if model.is_removed else ():
+            if copy.state is State.STARTING:
+                self._transitions.abandon(model, copy)
         for copy in seen.sleepers(model):
             if model.is_removed or rolling.is_outdated(copy, model.spec):
                 self._transitions.drain(model, copy, self._settings.drain_s)
@@ -388,10 +405,12 @@ class Fleet:
         going = [copy for copy in model.copies if copy.state in SERVING or copy.state is State.ASLEEP]
         if any(copy.state is State.STARTING for copy in model.copies):
             return False
-        if seen.ready_copies(model) and (len(model.queue) or now - model.retired_at < LATE_S):
+        end = model.retired_at + LATE_S
+        if seen.ready_copies(model) and (now < end or model.queue.has_from(end)):
             return False
         model.retired_at = None
         model.rest()
+        model.queue.keep_no_place()
         for copy in going:
             self._transitions.drain(model, copy, self._settings.request_timeout_s)
         return True
@@ -415,6 +434,11 @@ class Fleet:
             copy = rolling.least_loaded(outdated)
             log.info("replacing a copy of an earlier configuration", copy_id=copy.copy_id, model_id=copy.spec.model_id)
             self._transitions.drain(model, copy, self._settings.request_timeout_s)
+
+    def _check_is_there(self, model_id: str) -> None:
+        """Raises ModelNotFound for a deleted model, which whoever looked it up before may still name."""
+        if model_id in self._removed:
+            raise ModelNotFound("The model was deleted.")
 
     def _changed(self, copy: Copy) -> None:
         if self._meter is not None:

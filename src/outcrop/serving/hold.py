@@ -19,6 +19,7 @@ from outcrop.errors import Throttled
 from outcrop.settings import Settings
 
 T = TypeVar("T")
+TAKEN_OVER = "A retry of this invocation took its place over; this attempt ends."
 
 
 class Ask(Struct, frozen=True):
@@ -51,10 +52,11 @@ class Limits(Struct, frozen=True):
 
 @dataclass(slots=True, eq=False)
 class Seat(Generic[T]):
-    """A place in the queue. Without a *waiter* it is kept for a retry until *kept_until*."""
+    """A place in the queue since *joined_at*. Without a *waiter* it is kept for a retry until *kept_until*."""
 
     ask: Ask
     waiter: asyncio.Future[T] | None
+    joined_at: float
     kept_until: float = 0.0
 
 
@@ -83,14 +85,12 @@ class HoldQueue(Generic[T]):
         seat = self._by_key.get(key) if key else None
         if seat is not None:
             if seat.waiter is not None and not seat.waiter.done():
-                seat.waiter.set_exception(
-                    Throttled("A retry of this invocation took its place over; this attempt ends.")
-                )
+                seat.waiter.set_exception(Throttled(TAKEN_OVER))
             seat.waiter = waiter
             return seat
         self._forget_expired()
         self._check_room(ask)
-        seat = Seat(ask, waiter)
+        seat = Seat(ask, waiter, self._clock())
         self._lanes.setdefault(ask.principal, deque()).append(seat)
         if key:
             self._by_key[key] = seat
@@ -119,6 +119,16 @@ class HoldQueue(Generic[T]):
     def peek(self) -> Ask | None:
         """What ``next`` would give a slot to."""
         return next((seat.ask for seat in self._live()), None)
+
+    def has_from(self, at: float) -> bool:
+        """Whether somebody waits who came at *at* or before."""
+        return any(seat.joined_at <= at for seat in self._live())
+
+    def keep_no_place(self) -> None:
+        """Forget the places of requests that left: who comes back is a new one."""
+        for lane in list(self._lanes.values()):
+            for seat in [seat for seat in lane if seat.waiter is None]:
+                self._remove(seat)
 
     def fail(self, exc: Exception) -> None:
         """Tell every waiter, and keep no place."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any
 
 import structlog
 from msgspec import structs
 
 from outcrop.engines.base import Engine
-from outcrop.errors import EngineFault, ModelNotFound, ModelNotReady
+from outcrop.errors import EngineFault, ModelNotFound, ModelNotReady, Throttled
 from outcrop.serving import router
 from outcrop.serving.copies import Copy, Lease, Model
 from outcrop.serving.health import Health
-from outcrop.serving.hold import Ask, Seat
+from outcrop.serving.hold import TAKEN_OVER, Ask, Seat
 from outcrop.serving.lifecycle import State, advance
 from outcrop.serving.starts import Tier
 
@@ -46,6 +47,8 @@ class Lending:
         self._changed = changed
         self._clock = clock
         self._running: dict[tuple[str, str], Lease] = {}  # by principal and invocation
+        self._placing: dict[tuple[str, str], int] = {}  # the last attempt of each invocation that wants a slot
+        self._attempts = count()
 
     @property
     def running(self) -> int:
@@ -53,31 +56,54 @@ class Lending:
         return len(self._running)
 
     async def acquire(self, model: Model, *, hold_s: float, ask: Ask, task: asyncio.Task[Any] | None) -> Lease:
-        """A slot on a ready copy of *model*. Raises ModelNotReady, Throttled, EngineFault, ModelNotFound."""
-        now = self._clock()
+        """A slot on a ready copy of *model*. Raises ModelNotReady, Throttled, EngineFault, ModelNotFound.
+
+        *task* runs the request to its end, and the lease ends with it. One invocation generates once: a retry of it
+        takes the place of an attempt that waits, and ends one that runs.
+        """
         if model.is_removed:
             raise ModelNotFound("The model was deleted.")
-        if ask.invocation_id and (earlier := self._running.get((ask.principal, ask.invocation_id))) is not None:
+        if not ask.invocation_id:
+            return self._bound(await self._slot(model, hold_s, ask), task)
+        key = ask.principal, ask.invocation_id
+        if (earlier := self._running.get(key)) is not None:
             self._supersede(earlier)
+        attempt = self._placing[key] = next(self._attempts)
+        try:
+            lease = self._bound(await self._slot(model, hold_s, ask), task)
+            if self._placing.get(key) != attempt:  # the retry came when the slot of this one was on its way
+                lease.release()
+                raise Throttled(TAKEN_OVER)
+        finally:
+            if self._placing.get(key) == attempt:
+                del self._placing[key]
+        if task is not None:
+            self._running[key] = lease
+        return lease
+
+    def _bound(self, lease: Lease, task: asyncio.Task[Any] | None) -> Lease:
+        """*lease*, which ends with *task*: whatever ends the request, no slot is lost, and be it that a generator was
+        never started.
+        """
+        if task is not None:
+            lease.task = task
+            task.add_done_callback(lambda _: lease.release())
+        return lease
+
+    async def _slot(self, model: Model, hold_s: float, ask: Ask) -> Lease:
+        now = self._clock()
         model.active_at = now
         if model.failure is not None and now < model.retry_at:
             raise EngineFault(f"{model.failure} The next start is tried in {model.retry_at - now:.0f} s.")
         model.demand.arrived(now)
         copy = None if model.queue.peek() else router.choose(model.copies, ask.prefix)
         if copy is not None:
-            lease = self._lend(model, copy, ask)
-        else:
-            is_cold = not any(copy.is_ready for copy in model.copies)
-            lease = await self._held(model, ask, hold_s)
-            if is_cold:
-                lease.held_s = model.cold_until(now, lease.begun_at) - now
-                lease.cold_start = lease.copy.cold_start if lease.copy.ready_at > now else None
-        if task is not None:
-            # Whatever ends the request, a generator that was never started included, no slot is lost.
-            lease.task = task
-            task.add_done_callback(lambda _: lease.release())
-            if ask.invocation_id:
-                self._running[ask.principal, ask.invocation_id] = lease
+            return self._lend(model, copy, ask)
+        is_cold = not any(copy.is_ready for copy in model.copies)
+        lease = await self._held(model, ask, hold_s)
+        if is_cold:
+            lease.held_s = model.cold_until(now, lease.begun_at) - now
+            lease.cold_start = lease.copy.cold_start if lease.copy.ready_at > now else None
         return lease
 
     def release_held(self, model: Model) -> None:
@@ -133,8 +159,10 @@ class Lending:
             async with asyncio.timeout(hold_s):
                 return await waiter
         except TimeoutError:
-            if _was_served(waiter):
-                return waiter.result()  # the slot came in the same instant
+            if waiter.done() and not waiter.cancelled():
+                return waiter.result()  # the slot, or why there will be none, came in the same instant
+            if model.is_removed:
+                raise ModelNotFound("The model was deleted.") from None
             wait_s = self._remaining_start_s(model)
             model.queue.leave(seat, waiter, keep_s=wait_s + KEEP_PLACE_S)
             raise ModelNotReady(

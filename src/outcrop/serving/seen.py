@@ -46,13 +46,13 @@ def facts_of(model: Model, params: policy.Params, now: float) -> policy.Facts:
     return replace(facts, peak=model.demand.peak(now, policy.scale_in_window_s(facts, params)))
 
 
-def params_of(model: Model, defaults: policy.Params, wall: float) -> policy.Params:
-    """The model's limits at *wall* (seconds since the epoch): what an operator set, over *defaults*."""
-    if model.scaling is schedule.DEFAULTS:
+def params_of(scaling: schedule.Scaling, defaults: policy.Params, wall: float) -> policy.Params:
+    """A model's limits at *wall* (seconds since the epoch): what an operator set, over *defaults*."""
+    if scaling is schedule.DEFAULTS:
         return defaults
     now = datetime.fromtimestamp(wall, UTC)
-    active = [floor for floor in model.scaling.floors if schedule.is_active(floor, now)]
-    return schedule.params_at(defaults, model.scaling, active)
+    active = [floor for floor in scaling.floors if schedule.is_active(floor, now)]
+    return schedule.params_at(defaults, scaling, active)
 
 
 def note(model: Model, facts: policy.Facts, decision: policy.Decision, wall: float) -> bool:

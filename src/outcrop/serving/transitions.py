@@ -78,7 +78,7 @@ class Transitions:
             return False
         copy.decision = model.decisions[-1]
         begun = self._wake(model, copy) if copy.tier in SLEEPING else self._start(model, copy)
-        self._background.spawn(begun, f"start-{copy.copy_id}")
+        copy.starting = self._background.spawn(begun, f"start-{copy.copy_id}")
         return True
 
     def place(self, model: Model, now: float) -> Copy | None:
@@ -86,8 +86,9 @@ class Transitions:
         plan = self._landlord.plan(model, list(self._models.values()), now)
         for owner, copy in plan.evicted:
             log.info("evicting", copy_id=copy.copy_id, model_id=owner.spec.model_id, for_model=model.spec.model_id)
-            owner.active_at = -1e9  # its keep-alive is over
             self._make_way(owner, copy)
+            if not any(each.in_flight for each in owner.copies):
+                owner.rest()  # what it was asked before must not bring the copy back, at the cost of the other model
         if not plan.may_start:
             if not plan.is_refused:  # or room would be kept for what may not use it
                 model.blocked_since = now if model.blocked_since is None else model.blocked_since
@@ -124,6 +125,7 @@ class Transitions:
         now = self._clock()
         copy.state = advance(copy.state, State.READY)
         copy.ready_at = copy.probed_at = model.active_at = now
+        copy.starting = None
         model.failure, model.retry_at = None, 0.0
         model.starts.learn(copy.tier, took)
         self._on_start(copy.spec.model_id, copy.tier, took)
@@ -137,6 +139,22 @@ class Transitions:
         log.info("copy is ready", copy_id=copy.copy_id, model_id=copy.spec.model_id, start_s=round(took, 3))
         self._lending.release_held(model)
         self._ring()
+
+    def abandon(self, model: Model, copy: Copy) -> None:
+        """End a start that nobody wants any more; again is nothing."""
+        if copy.starting is not None:
+            starting, copy.starting = copy.starting, None
+            starting.cancel()
+            self._background.spawn(self._abandoned(model, copy, starting), f"stop-{copy.copy_id}")
+
+    async def _abandoned(self, model: Model, copy: Copy, starting: asyncio.Task[None]) -> None:
+        await asyncio.wait([starting])
+        if copy.state is not State.STARTING:
+            return  # it had just failed by itself
+        if copy.process is not None:
+            await copy.process.stop(STOP_GRACE_S)
+        copy.state = advance(copy.state, State.STOPPED)
+        self._gone(model, copy, "drained")
 
     async def _start_failed(self, model: Model, copy: Copy, exc: ServiceError) -> None:
         copy.state = advance(copy.state, State.FAILED)
@@ -196,6 +214,9 @@ class Transitions:
             log.warning("a copy cannot sleep and goes", copy_id=copy.copy_id, reason=exc.message)
             await self._take_down(model, copy, 0, "evicted")
             return
+        if copy.process is not None and copy.process.returncode is not None:
+            await self._take_down(model, copy, 0, "died")  # who watched it saw it end while it was on its way to sleep
+            return
         copy.state = advance(copy.state, State.ASLEEP)
         self._changed(copy)
         log.info("copy sleeps", copy_id=copy.copy_id, model_id=copy.spec.model_id, level=way.level, reason=way.reason)
@@ -232,6 +253,9 @@ class Transitions:
         await copy.process.stop(STOP_GRACE_S)
         if copy.state is State.DRAINING:
             copy.state = advance(copy.state, State.STOPPED)
+        self._gone(model, copy, reason)
+
+    def _gone(self, model: Model, copy: Copy, reason: str) -> None:
         self._changed(copy)
         if copy in model.copies:
             model.copies.remove(copy)

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 import structlog
@@ -44,7 +45,7 @@ class Unsealer:
     def __init__(self, keys: WeightKeys) -> None:
         self._keys = keys
         self._open: dict[Path, MemoryFile] = {}
-        self._turns: dict[Path, asyncio.Lock] = {}
+        self._turns: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
         self._watches: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -53,7 +54,8 @@ class Unsealer:
 
         Raises KeyUnavailable without the key, EngineFault when the file was changed or memory is short.
         """
-        async with self._turns.setdefault(sealed, asyncio.Lock()):
+        turn = self._turns.setdefault(sealed, asyncio.Lock())
+        async with turn:
             memory = self._open.get(sealed)
             if memory is None:
                 memory = self._open[sealed] = await self._unsealed(sealed, model_id)

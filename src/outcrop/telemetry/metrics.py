@@ -2,7 +2,7 @@
 
 What happened is counted here; what is true now (copies, queues, memory) is asked for at every scrape (``watch``). The
 label ``model`` has at most MOST_MODELS values, then ``other``: names of models that do not exist never become one, and
-those of deleted models are forgotten.
+those of deleted models are forgotten (``forget_gone``).
 
 The library writes the page; the counting is ours, because its counters take a lock each, which one event loop does not
 need, and a request moves a dozen of them.
@@ -148,6 +148,12 @@ class Metrics:
                 for labels in [labels for labels in series if labels[0] == model]:
                     del series[labels]
 
+    def forget_gone(self) -> None:
+        """Drop the series of all that there no longer is."""
+        if self._names is not None:
+            for gone in set(self._models) - {OTHER, UNKNOWN, *self._names()}:
+                self.forget(gone)
+
     # -- the page --------------------------------------------------------------------------------------
 
     def page(self) -> Callable[[], bytes]:
@@ -155,9 +161,7 @@ class Metrics:
 
         A page of many models takes a while to write (about 1 ms a model), for which no request should wait.
         """
-        if self._names is not None:
-            for gone in set(self._models) - {OTHER, UNKNOWN, *self._names()}:
-                self.forget(gone)
+        self.forget_gone()
         taken = _Taken(
             counts={
                 row: {labels: each.value for labels, each in series.items()} for row, series in self._counts.items()
@@ -165,9 +169,25 @@ class Metrics:
             spreads={
                 row: {labels: each.copy() for labels, each in series.items()} for row, series in self._spreads.items()
             },
-            readings=[reading for read in self._sources for reading in read()],
+            readings=self._read(),
         )
         return taken.written
+
+    def _read(self) -> list[Reading]:
+        """What the sources say now; of models that are too many to have a name of their own, added up."""
+        shown = set(self._models)
+        found: list[Reading] = []
+        others: dict[tuple[Row, Sequence[str]], float] = {}
+        for row, labels, value in (reading for read in self._sources for reading in read()):
+            if row.labels[:1] != ("model",):
+                found.append((row, labels, value))
+            elif labels[0] in shown or len(shown) < MOST_MODELS:
+                shown.add(labels[0])
+                found.append((row, labels, value))
+            elif row is not table.KV_USE:  # shares of caches do not add up
+                key = row, (OTHER, *labels[1:])
+                others[key] = others.get(key, 0.0) + value
+        return found + [(row, labels, value) for (row, labels), value in others.items()]
 
     # -- series ----------------------------------------------------------------------------------------
 

@@ -1,8 +1,10 @@
 """The fleet under generated sequences of events, on virtual time: whatever happens in whatever order, it comes to rest.
 
 What must hold between any two events: no slot is lent twice or lost, no waiter is lost, no count is negative, every copy
-has one writer at most, memory and GPUs are nobody's twice. What must hold at the end: everything was answered, every
-copy runs as configured, no process and no task is left.
+has one writer at most, memory and GPUs are nobody's twice, no invocation runs twice, and no model that was told to rest
+(retired, or evicted for another one) starts a copy again before it is asked again. What must hold at the end: everything
+was answered, every copy runs as configured and is out of its keep-alive, nothing starts any more, nothing is remembered of
+deleted models, no process and no task is left.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from contextlib import aclosing
 from itertools import count
 from typing import Any, TypeVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -24,10 +27,10 @@ from tests.support.virtual import GB, FakeEngine, FakeLauncher, VirtualLoop, mak
 from tests.unit.serving.test_fleet import ONE, use
 
 from outcrop.engines.base import CopySpec
-from outcrop.errors import ServiceError, ShuttingDown
+from outcrop.errors import ModelNotFound, ServiceError, ShuttingDown
 from outcrop.inference.canonical import GenerateRequest
 from outcrop.serving import rolling, room
-from outcrop.serving.copies import Copy, Lease
+from outcrop.serving.copies import Copy, Lease, Model
 from outcrop.serving.fleet import Fleet
 from outcrop.serving.hold import Ask
 from outcrop.serving.lifecycle import ENDED, State
@@ -48,7 +51,8 @@ CHANGES = [
 
 class FleetMachine(RuleBasedStateMachine):
     """Any order of requests (whole, streamed, retried, abandoned), crashes, hangs, failing starts, retirements, changed
-    configurations, deletions, proof runs and restarts, of two models on processors and two that share a GPU and sleep.
+    configurations, deletions, late changes of deleted models, proof runs and restarts, of two models on processors and
+    two that share a GPU and sleep.
     """
 
     def __init__(self) -> None:
@@ -57,6 +61,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.memory = 12 * GB
         self.engine = FakeEngine(self.launcher)
         self.engine.can_sleep = True
+        self.at_rest: set[str] = set()  # models that may not start a copy before they are asked again
         self.logged = capture_logs()
         self.logs = self.logged.__enter__()
         self.fleet = self.run(self._open())
@@ -66,7 +71,8 @@ class FleetMachine(RuleBasedStateMachine):
         self.names = count()
         self.specs = [self._new_spec(number) for number in range(MODELS)]
         self.proofs: list[asyncio.Task[Any]] = []
-        self.removals: list[asyncio.Task[None]] = []
+        self.orders: list[asyncio.Task[None]] = []  # deletions and rests, which end by themselves
+        self.gone: list[CopySpec] = []
 
     def _new_spec(self, number: int = 0) -> CopySpec:
         found = spec(f"model-{next(self.names)}", slots=2, weight_bytes=4 * GB, kv_bytes=GB // 10)
@@ -85,13 +91,35 @@ class FleetMachine(RuleBasedStateMachine):
             probe_s=2,
             stall_s=10,
         )
+        self._watch_starts(fleet)
         await fleet.start()
         return fleet
+
+    def _watch_starts(self, fleet: Fleet) -> None:
+        """Check of every start that somebody wants it."""
+        moves = fleet._transitions
+        order, make_way = moves.order, moves._make_way
+
+        def ordered(model: Model, now: float) -> bool:
+            begun = order(model, now)
+            if begun and model.spec.model_id in self.at_rest:
+                is_awaited = len(model.queue) or model.queue.kept
+                is_rolled = any(rolling.is_outdated(copy, model.spec) for copy in model.copies)
+                assert is_awaited or is_rolled or model.scaling.min_copies or model.scaling.floors, "nobody wants it"
+            return begun
+
+        def evicted(model: Model, copy: Copy) -> None:
+            if not len(model.queue) and not any(each.in_flight for each in model.copies):
+                self.at_rest.add(model.spec.model_id)
+            make_way(model, copy)
+
+        moves.order, moves._make_way = ordered, evicted  # type: ignore[method-assign]
 
     def run(self, work: Awaitable[T]) -> T:
         return self.loop.run_until_complete(work)
 
     async def lease(self, what: CopySpec, ask: Ask, hold_s: float) -> Lease:
+        self.at_rest.discard(what.model_id)
         lease = await self.fleet.acquire(what, hold_s=hold_s, ask=ask, task=asyncio.current_task())
         self.leases.append(lease)
         return lease
@@ -168,9 +196,42 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(model=st.integers(0, MODELS - 1))
     def remove(self, model: int) -> None:
-        self.removals.append(self.loop.create_task(self.fleet.remove(self.specs[model].model_id)))
+        self.orders.append(self.loop.create_task(self.fleet.remove(self.specs[model].model_id)))
         self.run(asyncio.sleep(0))
+        self.gone.append(self.specs[model])
         self.specs[model] = self._new_spec(model)
+
+    @rule(number=st.integers(0, 5), change=st.sampled_from(CHANGES))
+    def change_too_late(self, number: int, change: Scaling) -> None:
+        """What was asked of a model before it was deleted, and comes to it after."""
+        if self.gone:
+            late = self.gone[number % len(self.gone)]
+
+            async def come() -> None:
+                with pytest.raises(ModelNotFound):
+                    self.fleet.configure(late.model_id, change)
+                with pytest.raises(ModelNotFound):
+                    self.fleet.adopt(late)
+                with pytest.raises(ModelNotFound):
+                    await self.fleet.acquire(late, hold_s=55)
+
+            self.run(come())
+
+    @rule(model=st.integers(0, MODELS - 1))
+    def warm(self, model: int) -> None:
+        async def warm(what: CopySpec) -> str:
+            self.at_rest.discard(what.model_id)
+            await self.fleet.warm(what, wait_s=55)
+            return ""
+
+        self.requests.append(self.loop.create_task(warm(self.specs[model])))
+        self.run(asyncio.sleep(0))
+
+    @rule(model=st.integers(0, MODELS - 1))
+    def rest(self, model: int) -> None:
+        self.at_rest.add(self.specs[model].model_id)
+        self.orders.append(self.loop.create_task(self.fleet.rest(self.specs[model].model_id)))
+        self.run(asyncio.sleep(0))
 
     @rule()
     def prove(self) -> None:
@@ -184,6 +245,7 @@ class FleetMachine(RuleBasedStateMachine):
     @rule(model=st.integers(0, MODELS - 1))
     def retire(self, model: int) -> None:
         async def retire() -> None:
+            self.at_rest.add(self.specs[model].model_id)
             self.fleet.retire(self.specs[model].model_id)
 
         self.run(retire())
@@ -203,11 +265,12 @@ class FleetMachine(RuleBasedStateMachine):
         self.restarts += 1
         self.run(self.fleet.close(1))
         assert not self.launcher.alive, "a process outlived its server"
-        for each in (*self.requests, *self.proofs, *self.removals):
+        for each in (*self.requests, *self.proofs, *self.orders):
             each.cancel()  # its connection, or its job, ends with the server
         self.run(asyncio.sleep(0.1))
         assert not [task for task in asyncio.all_tasks(self.loop) if not task.done()]
-        self.fleet = self.run(self._open())
+        self.fleet, self.gone = self.run(self._open()), []
+        self.at_rest.clear()
 
     @property
     def copies(self) -> list[Copy]:
@@ -222,6 +285,13 @@ class FleetMachine(RuleBasedStateMachine):
         holding = {lease.task for lease in self.leases if not lease.is_released} & undone
         waiting = sum(len(model.queue) for model in self.fleet._models.values())
         assert len(undone) == len(holding) + waiting
+
+    @invariant()
+    def no_invocation_runs_twice(self) -> None:
+        running = [lease for lease in self.leases if not lease.is_released and lease.ask.invocation_id]
+        ending = [lease for lease in running if lease.task and lease.task.cancelling()]
+        keys = Counter((each.ask.principal, each.ask.invocation_id) for each in running if each not in ending)
+        assert all(times == 1 for times in keys.values())
 
     @invariant()
     def every_copy_has_one_writer_at_most(self) -> None:
@@ -266,7 +336,9 @@ class FleetMachine(RuleBasedStateMachine):
         for each in self.specs:
             self.fleet.configure(each.model_id, Scaling())
         self.run(asyncio.sleep(600))
-        assert all(each.done() for each in [*self.proofs, *self.removals]), "a proof run or a deletion never ended"
+        assert all(each.done() for each in self.proofs), "a proof run never ended"
+        assert all(each.done() for each in self.orders), "a deletion or a rest never ended"
+        assert not [each.exception() for each in self.orders if not each.cancelled() and each.exception()]
         for proof in self.proofs:
             if not proof.cancelled():
                 assert proof.exception() is None or isinstance(proof.exception(), ServiceError)
@@ -276,13 +348,21 @@ class FleetMachine(RuleBasedStateMachine):
             if not request.cancelled() and request.exception() is not None:
                 assert isinstance(request.exception(), ServiceError), request.exception()
                 assert self.restarts or not isinstance(request.exception(), ShuttingDown)
-        assert {model.spec.model_id for model in self.fleet._models.values()} <= {each.model_id for each in self.specs}
+        known = {each.model_id for each in self.specs}
+        assert {model.spec.model_id for model in self.fleet._models.values()} <= known
+        assert self.fleet._learned.keys() | self.fleet._scaling.keys() <= known
+        assert all(copy.state in (State.EVICTABLE, State.ASLEEP) for copy in self.copies)
+        started, woken = self.launcher.started, self.engine.woken
+        self.run(asyncio.sleep(600))
+        assert (self.launcher.started, self.engine.woken) == (started, woken), "something starts that nobody asked for"
         for model in self.fleet._models.values():
             assert not any(rolling.is_outdated(copy, model.spec) for copy in model.copies)
             assert len(model.queue) == 0
             assert model.queue.next() is None
+            assert not model.queue.kept
             assert not any(copy.in_flight or copy.outstanding for copy in model.copies)
-        assert not self.fleet._lending.running
+        assert not self.fleet._lending._running
+        assert not self.fleet._lending._placing
         for each in self.specs:  # it still serves, whatever came before
             assert self.run(use(self.fleet, each, for_s=0, hold_s=300))
         self.run(self.fleet.close(1))

@@ -117,6 +117,20 @@ async def test_one_principal_s_full_share_leaves_room_for_another() -> None:
     assert len(queue) == 2
 
 
+async def test_the_queue_knows_who_came_before_a_time_and_forgets_places_when_told(
+    queue: HoldQueue[str], clock: list[float]
+) -> None:
+    seat = queue.join(Ask(principal="a", invocation_id="left"))
+    queue.leave(seat, seat.waiter, keep_s=100)
+    clock[0] = 10
+    queue.join(Ask(principal="a"))
+
+    assert not queue.has_from(9)
+    assert queue.has_from(10)
+    queue.keep_no_place()
+    assert (queue.kept, len(queue)) == (0, 1)
+
+
 async def test_failing_tells_every_waiter_and_empties_the_queue(queue: HoldQueue[str]) -> None:
     waiters = [queue.join(Ask(principal=name)).waiter for name in "ab"]
     queue.fail(Throttled("over"))

@@ -126,6 +126,21 @@ def test_names_of_models_are_bounded_and_those_that_do_not_exist_are_no_label() 
     assert sum(line.startswith("outcrop_invocations_total{") for line in page.splitlines()) == MOST_MODELS + 2
 
 
+def test_what_is_true_now_of_more_models_than_have_names_is_added_up() -> None:
+    metrics = Metrics()
+    metrics.request(record("asked"))
+    rows = (table.SLOTS, table.KV_USE)
+    metrics.watch(lambda: [(row, (f"m{number}",), 2.0) for number in range(MOST_MODELS + 50) for row in rows])
+    metrics.watch(lambda: [(table.SLOTS, ("asked",), 3.0)])
+
+    lines = metrics.page()().decode().splitlines()
+
+    assert 'outcrop_slots{model="other"} 102.0' in lines
+    assert 'outcrop_slots{model="asked"} 3.0' in lines
+    assert sum(line.startswith("outcrop_slots{") for line in lines) == MOST_MODELS + 1
+    assert sum(line.startswith("outcrop_kv_cache_use_ratio{") for line in lines) == MOST_MODELS - 1
+
+
 def test_the_series_of_a_deleted_model_go_and_come_back_from_zero() -> None:
     names = ["kept", "gone"]
     metrics = Metrics(names=lambda: names)
