@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import openai
 import pytest
@@ -125,6 +127,29 @@ def test_a_client_that_leaves_frees_its_slot(served: tuple[Server, str]) -> None
 
     wait_for(lambda: all(copy["in_flight"] == 0 for copy in server.status()["copies"]), 3)
     assert invoke(server, arn, CHAT)[0]["usage"]["completion_tokens"] == 8
+
+
+def test_a_deletion_is_done_to_its_end_although_its_caller_left(served: tuple[Server, str], tiny: Path) -> None:
+    server, _ = served
+    tags = [{"key": "outcrop:engine", "value": "simulated"}]
+    job = server.ended_job(server.create_job(server.put(tiny, "leaving"), "leaving", jobTags=tags))
+    arn = job["importedModelArn"]
+    files = server.home / "store" / "models" / arn.rpartition("/")[2]
+    body = json.dumps({**CHAT, "max_tokens": 400, "ignore_eos": True})
+    running = server.client("bedrock-runtime").invoke_model_with_response_stream(modelId=arn, body=body)["body"]
+    next(iter(running))
+
+    parts = urlsplit(server.url)
+    caller = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
+    headers = {"Authorization": f"Bearer {server.credentials.bearer_key}"}
+    caller.request("DELETE", f"/imported-models/{quote(arn, safe='')}", headers=headers)
+    wait_for(lambda: "leaving" not in {row["model_name"] for row in server.status()["models"]})
+    assert files.exists()  # its copy has a request to end
+    caller.close()
+    time.sleep(0.2)  # the server hears that the caller left
+    running.close()
+
+    wait_for(lambda: not files.exists())
 
 
 def test_a_prompt_beyond_the_context_is_the_callers_error(served: tuple[Server, str]) -> None:

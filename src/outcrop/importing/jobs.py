@@ -33,6 +33,7 @@ from outcrop.importing.tasks import in_thread
 from outcrop.importing.transfer import Transfer
 from outcrop.importing.vault import Vault
 from outcrop.importing.weights import WeightStore
+from outcrop.launchers.machine import give_back_free_memory
 from outcrop.registry.records import ImportedModel, ImportJob
 from outcrop.registry.store import Registry
 from outcrop.serving.fleet import Fleet
@@ -231,6 +232,7 @@ class Importer:
             self._works.pop(job.job_id, None)
             if work.source is not None:
                 await work.source.aclose()
+            await asyncio.to_thread(give_back_free_memory)
 
     async def _fail(self, work: Work, message: str) -> None:
         advance(work.phase, Phase.FAILED)

@@ -106,6 +106,7 @@ class FleetMachine(RuleBasedStateMachine):
                 is_awaited = len(model.queue) or model.queue.kept
                 is_rolled = any(rolling.is_outdated(copy, model.spec) for copy in model.copies)
                 assert is_awaited or is_rolled or model.scaling.min_copies or model.scaling.floors, "nobody wants it"
+                self.at_rest.discard(model.spec.model_id)  # and the new copy has its own keep-alive
             return begun
 
         def evicted(model: Model, copy: Copy) -> None:
