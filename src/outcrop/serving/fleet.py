@@ -159,7 +159,10 @@ class Fleet:
             self._owner = None
         await self._background.close()
         copies = seen.all_copies(self._models.values())
-        await asyncio.gather(*(copy.process.stop(STOP_GRACE_S) for copy in copies if copy.process is not None))
+        stops = (copy.process.stop(STOP_GRACE_S) for copy in copies if copy.process is not None)
+        for failed in await asyncio.gather(*stops, return_exceptions=True):
+            if failed is not None:
+                log.error("a process does not end; the next start of this server ends it", reason=repr(failed))
         if self._meter is not None:
             for copy in copies:
                 self._meter.copy(copy.copy_id, copy.spec.model_id, None)

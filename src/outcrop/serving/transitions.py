@@ -151,15 +151,13 @@ class Transitions:
         await asyncio.wait([starting])
         if copy.state is not State.STARTING:
             return  # it had just failed by itself
-        if copy.process is not None:
-            await copy.process.stop(STOP_GRACE_S)
+        await _stopped(copy, STOP_GRACE_S)
         copy.state = advance(copy.state, State.STOPPED)
         self._gone(model, copy, "drained")
 
     async def _start_failed(self, model: Model, copy: Copy, exc: ServiceError) -> None:
+        await _stopped(copy, 0)  # until then it has its room, and no other start is tried
         copy.state = advance(copy.state, State.FAILED)
-        if copy.process is not None:
-            await copy.process.stop(0)
         self._changed(copy)
         if self._meter is not None:
             self._meter.start_failed(copy.spec.model_id)
@@ -210,8 +208,9 @@ class Transitions:
             while copy.in_flight:
                 await asyncio.sleep(0.02)
             await self._sleeping.put(copy, way)
-        except ServiceError as exc:
-            log.warning("a copy cannot sleep and goes", copy_id=copy.copy_id, reason=exc.message)
+        except Exception as exc:
+            is_known = isinstance(exc, ServiceError)
+            log.warning("a copy cannot sleep and goes", copy_id=copy.copy_id, reason=str(exc), exc_info=not is_known)
             await self._take_down(model, copy, 0, "evicted")
             return
         if copy.process is not None and copy.process.returncode is not None:
@@ -236,6 +235,10 @@ class Transitions:
         except ServiceError as exc:
             await self._start_failed(model, copy, exc)
             return
+        except Exception as exc:
+            log.exception("waking a copy hit a defect", copy_id=copy.copy_id)
+            await self._start_failed(model, copy, EngineFault(f"The copy did not wake: {exc}"))
+            return
         self._is_ready(model, copy, took)
 
     def drain(self, model: Model, copy: Copy, limit_s: float, reason: str = "drained") -> None:
@@ -250,7 +253,7 @@ class Transitions:
             async with asyncio.timeout(limit_s):
                 while copy.in_flight and copy.process.returncode is None:
                     await asyncio.sleep(0.02)
-        await copy.process.stop(STOP_GRACE_S)
+        await _stopped(copy, STOP_GRACE_S)
         if copy.state is State.DRAINING:
             copy.state = advance(copy.state, State.STOPPED)
         self._gone(model, copy, reason)
@@ -262,3 +265,14 @@ class Transitions:
         self._events.copy_ended(copy.spec.model_id, reason)
         log.info("copy stopped", copy_id=copy.copy_id, model_id=copy.spec.model_id, requests=copy.requests)
         self._ring()
+
+
+async def _stopped(copy: Copy, grace_s: float) -> None:
+    """End the copy's process, if it has one. One that the kernel does not let go keeps its room, and is tried again."""
+    while copy.process is not None:
+        try:
+            await copy.process.stop(grace_s)
+        except TimeoutError:
+            log.error("a process does not end; its room stays taken", copy_id=copy.copy_id, pid=copy.process.pid)
+        else:
+            return

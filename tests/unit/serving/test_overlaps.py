@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from msgspec import structs
-from tests.support.virtual import GB, FakeEngine, FakeLauncher, VirtualLoop, make_fleet, spec
+from tests.support.virtual import GB, FakeEngine, FakeLauncher, FakeProcess, VirtualLoop, make_fleet, spec
 from tests.unit.serving.test_fleet import play, states, use
 
 from outcrop.engines.base import CopySpec, Endpoint
@@ -240,3 +240,32 @@ def test_a_copy_that_dies_on_its_way_to_sleep_does_not_count_as_asleep() -> None
 
     loop.run_until_complete(story())
     loop.close()
+
+
+@pytest.mark.parametrize("hung_s", [5.0, 25.0], ids=["slow to die", "not let go by the kernel for a while"])
+def test_a_start_that_failed_has_its_room_until_its_process_is_gone(
+    monkeypatch: pytest.MonkeyPatch, hung_s: float
+) -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        async def stop(process: FakeProcess, grace_s: float) -> None:
+            left_s = gone_at - asyncio.get_running_loop().time()
+            await asyncio.sleep(max(0.0, min(10.0, left_s)))
+            if left_s > 10:
+                raise TimeoutError  # as a launcher does
+            process.die(0)
+
+        monkeypatch.setattr(FakeProcess, "stop", stop)
+        monkeypatch.setattr(FakeEngine, "is_ready", never)
+        gone_at = asyncio.get_running_loop().time() + 12 + hung_s
+        asked = asyncio.create_task(use(fleet, spec()))
+        await asyncio.sleep(10 + hung_s)
+        assert launcher.started == 1
+        assert states(fleet) == ["starting"]
+        monkeypatch.undo()
+        assert await asked
+        assert launcher.started == 2
+
+    async def never(engine: FakeEngine, endpoint: Endpoint) -> bool:
+        return False
+
+    play(story, start_deadline_s=10)
