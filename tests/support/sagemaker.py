@@ -32,7 +32,7 @@ async def postprocess_stream(chunks, ctx):
     async for chunk in chunks:
         yield "|"
 """
-WAIT = {"Delay": 1, "MaxAttempts": 60}
+WAIT = {"Delay": 0.1, "MaxAttempts": 600}
 
 
 def proxies(server: Server) -> list[str]:

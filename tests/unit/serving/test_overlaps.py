@@ -221,6 +221,7 @@ class _DiesAsleep(FakeEngine):
         process = self._process(endpoint)
         assert process is not None
         process.die()
+        await asyncio.sleep(0.1)  # who watches it has seen it by now
 
 
 def test_a_copy_that_dies_on_its_way_to_sleep_does_not_count_as_asleep() -> None:
