@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -28,7 +29,7 @@ class Aliases:
         self._catalogue = catalogue
         self._fleet = fleet
         self._records = records
-        self._turn = asyncio.Lock()
+        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     def load(self, rows: list[tuple[str, str, str]]) -> None:
         for account, alias, model_id in rows:
@@ -40,7 +41,7 @@ class Aliases:
             raise InvalidRequest(f"{alias!r} cannot be an alias: 1 to 63 letters, digits, dots, dashes, underscores.")
         if alias in self._catalogue.names(account):
             raise NameTaken(f"{alias!r} is the name of an imported model. Choose another alias.")
-        async with self._turn:
+        async with self._turn(account, alias):
             new = self._catalogue.find(account, identifier)
             old = self._current(account, alias)
             if old is None or not self._fleet.serving(old.record.model_id):
@@ -51,10 +52,15 @@ class Aliases:
 
     async def remove(self, account: str, alias: str) -> None:
         """Take the alias away. Raises ModelNotFound when there is none."""
-        if alias not in self._catalogue.aliases(account):
-            raise ModelNotFound(f"There is no alias {alias!r}.")
-        await asyncio.to_thread(self._records.set_alias, account, alias, None)
-        self._catalogue.point(account, alias, None)
+        async with self._turn(account, alias):
+            if alias not in self._catalogue.aliases(account):
+                raise ModelNotFound(f"There is no alias {alias!r}.")
+            await asyncio.to_thread(self._records.set_alias, account, alias, None)
+            self._catalogue.point(account, alias, None)
+
+    def _turn(self, account: str, alias: str) -> asyncio.Lock:
+        """One change of a name at a time; a move that waits for its model keeps no other name waiting."""
+        return self._turns.setdefault((account, alias), asyncio.Lock())
 
     async def _switch(self, account: str, alias: str, old: Served, new: Served) -> None:
         both_fit = self._fleet.serving(new.record.model_id) or self._fleet.has_room(new.spec)
@@ -75,8 +81,14 @@ class Aliases:
         log.info("alias moved", alias=alias, model_id=new.record.model_id, held=True)
 
     async def _point(self, account: str, alias: str, model: Served) -> None:
-        await asyncio.to_thread(self._records.set_alias, account, alias, model.record.model_id)
-        self._catalogue.point(account, alias, model.record.model_id)
+        model_id = model.record.model_id
+        await asyncio.to_thread(self._records.set_alias, account, alias, model_id)
+        if self._catalogue.of_id(model_id) is None:  # deleted meanwhile, with all its names but this one
+            before = self._current(account, alias)
+            named = None if before is None else before.record.model_id
+            await asyncio.to_thread(self._records.set_alias, account, alias, named)
+            raise ModelNotFound("The model was deleted.")
+        self._catalogue.point(account, alias, model_id)
 
     def _current(self, account: str, alias: str) -> Served | None:
         model_id = self._catalogue.aliases(account).get(alias)
