@@ -122,10 +122,10 @@ def decide(facts: Facts, params: Params) -> Decision:
         if facts.held / spare > facts.cold_start_s + params.wait_slo_s:
             by_queue = current + math.ceil(facts.held / (max(facts.cold_start_s, 1.0) * per_copy))
     up, why = max(
+        (1 if waits and not current else 0, "requests wait, and there is no copy"),
         (by_rate, f"{ahead:.2f} requests/s of {work:.2f} s, {per_copy:.2f} requests/s a copy"),
         (by_room, f"{waits} requests on {facts.slots} slots a copy"),
         (by_queue, f"a backlog of {facts.held} outlives a cold start of {facts.cold_start_s:.1f} s"),
-        (1 if waits else 0, "requests wait or run"),
         key=lambda asked: asked[0],
     )
     ceiling = max(params.min_copies, params.max_copies)

@@ -34,6 +34,10 @@ def test_copies_follow_what_waits_and_runs(facts: dict[str, float], desired: int
     assert decide(replace(CALM, **facts), PARAMS).desired == desired  # type: ignore[arg-type]
 
 
+def test_a_first_copy_is_explained_by_who_waits() -> None:
+    assert decide(replace(CALM, held=1, idle_s=0, rate_60=0.1), PARAMS).reason == "requests wait, and there is no copy"
+
+
 def test_arrivals_times_work_ask_for_copies_before_anything_waits() -> None:
     busy = replace(CALM, ready=1, in_flight=2, idle_s=0, rate_60=4.0, rate_15=4.0, count_15=60, work_s=2.0, slots=8)
 

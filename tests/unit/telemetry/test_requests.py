@@ -15,7 +15,7 @@ from outcrop.telemetry.request_log import RequestLog
 from outcrop.telemetry.requests import Attempt, ColdStart, Decision, RequestFacts, RequestRecord, traceparent
 from outcrop.telemetry.timeline import steps
 
-DECISION = Decision(999.0, 0, 1, "requests wait or run", {"held": 1})
+DECISION = Decision(999.0, 0, 1, "requests wait, and there is no copy", {"held": 1})
 START = ColdStart("c2", "disk", 999.9, 1.0, {"gate": 0.1, "spawn": 0.3, "load": 0.6}, DECISION)
 
 

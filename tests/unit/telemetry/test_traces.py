@@ -10,7 +10,7 @@ from outcrop.telemetry.requests import Attempt, ColdStart, Decision, RequestFact
 from outcrop.telemetry.traces import MOST_WAITING, Traces
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-DECISION = Decision(999.0, 0, 1, "requests wait or run", {"held": 1})
+DECISION = Decision(999.0, 0, 1, "requests wait, and there is no copy", {"held": 1})
 
 
 def streamed(traceparent: str | None = None, exc: Exception | None = None) -> RequestRecord:
@@ -61,7 +61,7 @@ def test_a_request_is_a_trace_from_the_caller_s_span_through_hold_and_load_to_th
             "aws.request_id": "r",
         }.items()
     )
-    assert attributes(children["cold start"])["outcrop.decision"] == "requests wait or run"
+    assert attributes(children["cold start"])["outcrop.decision"] == "requests wait, and there is no copy"
 
 
 def test_the_caller_s_sampled_flag_is_obeyed_and_others_are_sampled_by_the_share() -> None:
