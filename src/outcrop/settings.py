@@ -191,6 +191,11 @@ class Settings(BaseSettings):
         description="Addresses or networks of proxies in front, whose `X-Forwarded-For` is believed (JSON: "
         '`["10.0.0.0/8"]`). Of all others the address is that of the connection.',
     )
+    browser_origins: list[str] = Field(
+        default=["*"],
+        description="Origins of web pages whose scripts may call this server with a key of theirs (JSON: "
+        '`["https://chat.example"]`); `*` is every one, as at AWS and OpenAI, `[]` none.',
+    )
     invocation_log_bytes: int = Field(
         default=64 << 20,
         ge=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 from typing import Any
@@ -173,3 +174,81 @@ def test_hanging_up_on_several_choices_frees_them_all(server: Server, model: str
         assert connection.recv(100)
 
     wait_for(lambda: all(copy["in_flight"] == 0 for copy in server.status()["copies"]), 10)
+
+
+FUNCTION: Any = TOOL["function"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_functions_of_older_scripts_are_called(sdk: openai.OpenAI, stream: bool) -> None:
+    asked: Any = {"model": "tiny", "functions": [FUNCTION], "function_call": {"name": "add"}, "max_tokens": 60}
+    answer: Any = sdk.chat.completions.create(messages=CHAT, stream=stream, **asked)
+    if stream:
+        pieces = [chunk.choices[0] for chunk in answer]
+        calls = [piece.delta.function_call for piece in pieces if piece.delta.function_call]
+        name, arguments, reason = calls[0].name, "".join(c.arguments or "" for c in calls), pieces[-1].finish_reason
+    else:
+        call = answer.choices[0].message.function_call
+        name, arguments, reason = call.name, call.arguments, answer.choices[0].finish_reason
+    assert (name, reason) == ("add", "function_call")
+    assert set(json.loads(arguments)) == {"a"}
+
+    told: Any = [
+        *CHAT,
+        {"role": "assistant", "content": None, "function_call": {"name": name, "arguments": arguments}},
+        {"role": "function", "name": name, "content": "3"},
+    ]
+    assert sdk.chat.completions.create(model="tiny", messages=told, functions=[FUNCTION], max_tokens=2).choices
+
+
+def test_an_answer_without_calls_has_no_list_of_them(sdk: openai.OpenAI) -> None:
+    answer = sdk.chat.completions.with_raw_response.create(model="tiny", messages=CHAT, max_tokens=2)
+
+    # OpenAI's Node SDK of 2024 takes any list, an empty one too, for calls, and asks again until it has had ten turns.
+    assert "tool_calls" not in json.loads(answer.content)["choices"][0]["message"]
+
+
+def test_a_conversation_that_ends_with_an_assistant_s_message_gets_a_turn_of_its_own(sdk: openai.OpenAI) -> None:
+    ends: Any = [[*CHAT, *[{"role": "assistant", "content": said} for said in turns]] for turns in (["WHERE"], "xy")]
+    for messages in ends:
+        asked: Any = {"model": "tiny", "messages": messages, "max_tokens": 4, "temperature": 0}
+        whole = sdk.chat.completions.create(**asked).choices[0].message.content
+        stream = sdk.chat.completions.create(stream=True, **asked)
+        streamed = "".join(choice.delta.content or "" for chunk in stream for choice in chunk.choices)
+
+        assert whole == streamed
+        assert not whole.startswith("WHERE")
+
+
+def test_every_answer_has_openai_s_request_id(server: Server, sdk: openai.OpenAI) -> None:
+    assert sdk.models.with_raw_response.list().headers["x-request-id"]
+    with pytest.raises(openai.AuthenticationError) as refused:
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0).models.list()
+    assert refused.value.request_id
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/models/", 200),
+        ("GET", "//v1/models", 200),
+        ("GET", "/openai/v1/models", 200),
+        ("HEAD", "/v1/models", 200),
+        ("HEAD", "/v1/models/tiny", 200),
+        ("GET", "/v1/models/tiny/", 200),
+        ("POST", "/v1/chat/completions/", 200),
+        ("POST", "//v1//chat/completions", 404),
+        ("GET", "/v1", 404),
+    ],
+)
+def test_paths_as_clients_spell_them(server: Server, model: str, method: str, path: str, status: int) -> None:
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
+    body = json.dumps({"model": "tiny", "messages": CHAT, "max_tokens": 1}) if method == "POST" else None
+    connection.request(method, path, body, {"authorization": f"Bearer {server.credentials.bearer_key}"})
+    answer = connection.getresponse()
+    said = answer.read()
+    connection.close()
+
+    assert answer.status == status
+    assert said == b"" if method == "HEAD" else json.loads(said)
+    assert status == 200 or "error" in json.loads(said)

@@ -276,7 +276,7 @@ def test_top_k_of_one_and_a_min_p_of_one_are_greedy(ask: Any) -> None:
     ("body", "named"),
     [
         ({"prompt": "x", "temperature": 3}, "temperature must be a number from 0 to 2, got 3"),
-        ({"prompt": "x", "top_p": 0}, "top_p"),
+        ({"prompt": "x", "top_p": -1}, "top_p"),
         ({"prompt": "x", "max_gen_len": 0}, "max_gen_len"),
         ({"prompt": ""}, "prompt"),
         ({"messages": []}, "messages must be a list of at least one message"),

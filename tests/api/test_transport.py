@@ -342,3 +342,57 @@ def test_sessions_of_one_request_and_streams_that_are_cut_off_leave_nothing_behi
 
     wait_for(stands_still, 30)
     assert resident_bytes() - memory < 32_000_000
+
+
+PAGE = ("origin", "https://chat.example")
+ASKS = ("access-control-request-method", "POST")
+
+
+def answered(door: FrontDoor, method: str, path: str, *headers: tuple[str, str], body: bytes = b"") -> Any:
+    """The answer, its body read, over HTTP/1.1; *headers* are all that is sent."""
+    connection = http.client.HTTPConnection(*door.address, timeout=20)
+    connection.request(method, path, body or None, dict(headers))
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer
+
+
+@pytest.mark.parametrize("path", [ECHO, "/v1/chat/completions", "/imported-models"])
+def test_a_page_in_a_browser_may_ask_and_read_the_answer(door: FrontDoor, path: str) -> None:
+    names = "authorization,content-type,x-amz-date"
+    asked = answered(door, "OPTIONS", path, PAGE, ASKS, ("access-control-request-headers", names))
+
+    assert asked.status == 200
+    assert asked.headers["access-control-allow-origin"] == "*"
+    assert asked.headers["access-control-allow-headers"] == names
+    assert "POST" in asked.headers["access-control-allow-methods"]
+    refused = answered(door, "POST", path, PAGE)
+    assert refused.status in (401, 403)
+    assert refused.headers["access-control-allow-origin"] == "*"  # or the page could not read why
+    assert refused.headers["access-control-expose-headers"] == "*"
+
+
+def test_who_is_no_page_is_told_nothing_about_pages(door: FrontDoor) -> None:
+    assert answered(door, "OPTIONS", ECHO).status == 403
+    assert answered(door, "OPTIONS", ECHO, PAGE).status == 403  # asks for nothing
+    assert answered(door, "POST", ECHO, BEARER_HEADER, body=b"{}").headers["access-control-allow-origin"] is None
+
+
+def test_pages_of_other_origins_are_not_let_in(tmp_path: Path) -> None:
+    with FrontDoor(tmp_path, browser_origins=["https://chat.example/"]) as door:
+        other = ("origin", "https://other.example")
+
+        assert answered(door, "OPTIONS", ECHO, other, ASKS).status == 403
+        assert answered(door, "POST", ECHO, other, BEARER_HEADER).headers["access-control-allow-origin"] is None
+        let_in = answered(door, "OPTIONS", ECHO, PAGE, ASKS)
+        assert (let_in.status, let_in.headers["vary"]) == (200, "origin")
+        assert let_in.headers["access-control-allow-origin"] == PAGE[1]
+
+
+def test_a_compressed_body_is_refused_by_name(door: FrontDoor) -> None:
+    status, said = raw(door, head(ECHO, "content-encoding: gzip", "content-length: 4") + b"abcd")
+
+    assert status == 400
+    assert b"Content-Encoding 'gzip'" in said
+    assert raw(door, head(ECHO, "content-encoding: identity", "content-length: 2") + b"{}") == (200, b"{}")

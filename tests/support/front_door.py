@@ -30,6 +30,7 @@ from outcrop.access.sealing import Sealer
 from outcrop.access.tls import ServerTls
 from outcrop.api.audit_trail import AuditTrail
 from outcrop.api.bedrock_runtime import EVENT_STREAM
+from outcrop.api.browsers import Browsers
 from outcrop.api.claims import opened
 from outcrop.api.client_address import ClientAddress
 from outcrop.api.http import Response, Stream
@@ -147,6 +148,7 @@ class FrontDoor:
             "invocations": InvocationLog(Refusing(), region="us-east-1", most_bytes=0),
             "audit": AuditTrail(None, router=Router([]), region="us-east-1", account=""),
             "addresses": ClientAddress([]),
+            "browsers": Browsers(self.settings.browser_origins),
             "max_body_bytes": self.settings.max_body_bytes,
             "is_ready": lambda: True,
         }

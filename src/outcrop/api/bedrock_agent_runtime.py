@@ -18,7 +18,6 @@ from outcrop.api.generation import Generation, Measured
 from outcrop.errors import DependencyFailed, EngineFault, InvalidRequest, ResourceNotFound
 from outcrop.inference import fields, guardrails, passages
 from outcrop.inference.canonical import GenerateRequest
-from outcrop.inference.converse import SMALLEST_TOP_P
 from outcrop.inference.converse_content import NO_DOCUMENTS
 from outcrop.serving.catalogue import Catalogue, Served
 
@@ -170,11 +169,10 @@ def _template(generating: Mapping[str, Any]) -> str:
 
 def _sampling(generating: Mapping[str, Any], served: Served) -> dict[str, Any]:
     config = (generating.get("inferenceConfig") or {}).get("textInferenceConfig") or {}
-    top_p = config.get("topP")
     wanted = {
         "max_tokens": config.get("maxTokens") or min(DEFAULT_MAX_TOKENS, served.facts.context_tokens // 4),
         "temperature": config.get("temperature", 0),
-        "top_p": None if top_p is None else max(top_p, SMALLEST_TOP_P),
+        "top_p": fields.top_p(config, "topP"),
         "stop": fields.stop_sequences(config, "stopSequences"),
         **fields.other_sampling(fields.mapping(generating, "additionalModelRequestFields") or {}),
     }

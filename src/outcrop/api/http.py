@@ -109,6 +109,12 @@ class Request:
             raise BodyTooLarge(f"The request body is larger than the limit of {limit} bytes. Send a smaller body.")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def refuse_encoded(self) -> None:
+        """Raises MalformedBody for a body that is compressed."""
+        coding = self.header_map().get("content-encoding", "identity")
+        if coding.lower() not in ("", "identity"):
+            raise MalformedBody(f"Content-Encoding '{coding[:40]}' is not supported. Send the body uncompressed.")
+
     async def discard(self) -> None:
         """Read and drop the body of a request that is refused before it, so that the client hears the answer."""
         async for _ in self._parts():

@@ -16,7 +16,7 @@ from outcrop.api.permissions import owner_of
 from outcrop.api.wire_errors import openai_error
 from outcrop.awswire.documents import decode_object
 from outcrop.errors import InvalidRequest, ServiceError
-from outcrop.inference import fields
+from outcrop.inference import fields, openai_functions
 from outcrop.inference.answer import AnswerContext
 from outcrop.inference.canonical import Chunk
 from outcrop.inference.embeddings import OPENAI_EMBEDDINGS
@@ -64,7 +64,9 @@ class OpenAI:
         measured.of_model(served.facts.name, served.facts.model_id)
         refuse_to_generate(served.facts)
         dialect = self._chat if kind == "chat" else self._completion
-        request = dialect.decode(body, served.facts)
+        in_tools = openai_functions.as_tools(body) if kind == "chat" else None
+        written = _as_openai if in_tools is None else openai_functions.in_functions
+        request = dialect.decode(in_tools or body, served.facts)
         context = AnswerContext(
             request_id=measured.request_id,
             model_label=body["model"],
@@ -73,7 +75,7 @@ class OpenAI:
         )
         if not fields.flag(body, "stream"):
             completion = await self._generation.complete(served, request, measured)
-            answer = dialect.encode(completion, context)
+            answer = written(dialect.encode(completion, context))
             return _json(answer, [("x-outcrop-gateway-ms", f"{measured.gateway_ms():.3f}")])
         encoder = dialect.stream(context)
 
@@ -85,14 +87,14 @@ class OpenAI:
                         usage = batch[-1].usage or usage
                         payloads = [payload for chunk in batch if (payload := encoder.chunk(chunk)) is not None]
                         if payloads:
-                            yield b"".join(map(_sse, payloads))
+                            yield b"".join(_sse(written(payload)) for payload in payloads)
                 except ServiceError as exc:
                     yield _failed(exc)
                     return
             last = encoder.last(usage_or_zero(usage), measured.timings())
             for payload in (last, encoder.usage_chunk(usage_or_zero(usage))):
                 if payload is not None:
-                    yield _sse(payload)
+                    yield _sse(written(payload))
             yield b"data: [DONE]\n\n"
 
         headers = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
@@ -110,8 +112,23 @@ class OpenAI:
         return self._catalogue.find(owner_of(name, principal), name)
 
 
+def plain_path(path: str) -> str | None:
+    """*path* of the OpenAI API as it is documented, whatever slashes a base URL added; None when it is none of its."""
+    plain = "/" + path.strip("/")
+    plain = plain.removeprefix("/openai") if plain.startswith("/openai/v1") else plain  # where Bedrock offers it
+    return plain if plain == "/v1" or plain.startswith("/v1/") else None
+
+
 def _failed(exc: ServiceError) -> bytes:
     return b"data: " + openai_error(exc).body + b"\n\n"
+
+
+def _as_openai(answer: dict[str, Any]) -> dict[str, Any]:
+    """*answer* less an empty list of calls, which Bedrock's answers have: the older SDK asks again for any list."""
+    for choice in answer["choices"]:
+        if "tool_calls" in (message := choice.get("message") or {}) and not message["tool_calls"]:
+            del message["tool_calls"]
+    return answer
 
 
 def _sse(payload: dict[str, Any]) -> bytes:

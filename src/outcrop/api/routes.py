@@ -20,6 +20,7 @@ from outcrop.api.audit_trail import BEDROCK, AuditTrail, named
 from outcrop.api.bedrock import Bedrock
 from outcrop.api.bedrock_agent_runtime import BedrockAgentRuntime
 from outcrop.api.bedrock_runtime import EVENT_STREAM, BedrockRuntime
+from outcrop.api.browsers import Browsers
 from outcrop.api.client_address import ClientAddress
 from outcrop.api.generation import Measured
 from outcrop.api.holding import patience
@@ -30,7 +31,7 @@ from outcrop.api.listener.exchange import Receive, Scope, Send
 from outcrop.api.migration.orders import MigrationOrders
 from outcrop.api.migration.splitter import Splitter
 from outcrop.api.observability import Observability
-from outcrop.api.openai import OpenAI
+from outcrop.api.openai import OpenAI, plain_path
 from outcrop.api.operations import Operations
 from outcrop.api.permissions import Permissions, origin_of
 from outcrop.api.refusals import REFUSED_FOR_IMPORTED_MODELS, refusal
@@ -91,6 +92,7 @@ class Gateway:
         invocations: InvocationLog,
         audit: AuditTrail,
         addresses: ClientAddress,
+        browsers: Browsers,
         permissions: Permissions,
         quotas: Quotas,
         max_body_bytes: int,
@@ -114,6 +116,7 @@ class Gateway:
         self._invocations = invocations
         self._audit = audit
         self._addresses = addresses
+        self._browsers = browsers
         self._permissions = permissions
         self._quotas = quotas
         self._max_body_bytes = max_body_bytes
@@ -130,7 +133,7 @@ class Gateway:
         request = Request(scope, receive)
         request.source_ip = self._addresses.of(request.source_ip, request.header_map())
         try:
-            await self._serve(request, request.sender(send))
+            await self._serve(request, self._browsers.sender(request, request.sender(send)))
         except ClientGone:
             return
         finally:
@@ -143,9 +146,14 @@ class Gateway:
             is_well = path == "/healthz" or self._is_ready()
             await respond(Response(200 if is_well else 503, _HEALTH, b"ok" if is_well else b"starting"), "-", send)
             return
-        if path.startswith("/openai/v1/"):  # where Bedrock offers the OpenAI API
-            path = path.removeprefix("/openai")
-        is_openai = path.startswith("/v1/")
+        if (answer := self._browsers.preflight(request)) is not None:  # it never carries a key
+            request.is_audited = True
+            await respond(answer, request.request_id, send)
+            return
+        is_openai = (openai_path := plain_path(path)) is not None
+        if openai_path is not None:
+            path = openai_path
+            request.notes.append(("x-request-id", request.request_id))  # where OpenAI's clients look for it
         is_sagemaker = self._sagemaker.is_meant(request)
         to_wire = openai_error if is_openai else self._sagemaker.to_wire(request) if is_sagemaker else aws_error
         is_identity = not is_sagemaker and self._identity.is_meant(request)
@@ -164,20 +172,18 @@ class Gateway:
             body = await request.body(self._max_body_bytes)
             principal = self._authenticator.verify(claim, request.method, request.raw_path, request.query, body)
             request.signed_for = claim.service
+            if not is_sagemaker:  # which hands bodies on as they are
+                request.refuse_encoded()
             if (claim.service in GLOBAL) != is_identity:
                 raise BadSignature("Credential should be scoped to the service that is asked.")
             if principal.bearer:
                 self._permissions.bearer(principal, origin_of(request))
         except ServiceError as exc:
-            request.error = exc
-            self._audit.record(request)
-            await respond(to_wire(exc), request.request_id, send)
+            await self._refuse(exc, to_wire, request, send)
             return
         except ClientGone:  # or it only closed its half, and hears this
             cut_off = MalformedBody("The request body ended before it was complete. Send all of its content-length.")
-            request.error = cut_off
-            self._audit.record(request)
-            await respond(to_wire(cut_off), request.request_id, send)
+            await self._refuse(cut_off, to_wire, request, send)
             return
         request.principal = principal
         handle = self._openai_route if is_openai else self._own_route if _is_own(path) else self._aws_route
@@ -192,6 +198,16 @@ class Gateway:
         await while_connected(request, self._answer(handled, to_wire, request, body, send))
         if split is not None:
             split.answered()
+
+    async def _refuse(
+        self, exc: ServiceError, to_wire: Callable[[ServiceError], Response], request: Request, send: Send
+    ) -> None:
+        """Answer a request that got no further than its signature and its body."""
+        request.error = exc
+        self._audit.record(request)
+        response = to_wire(exc)
+        response.headers += request.notes
+        await respond(response, request.request_id, send)
 
     async def _answer(
         self,
@@ -214,10 +230,9 @@ class Gateway:
                 response, request.error = to_wire(_DEFECT), _DEFECT
                 if request.facts is not None:
                     request.facts.failed(_DEFECT, response.status)
+            response.headers = [*response.headers, *request.notes]
             if request.facts is not None:
-                response.headers = [*response.headers, *request.notes, *request.facts.headers()]
-                if to_wire is openai_error:  # where OpenAI's clients look for it
-                    response.headers.append(("x-request-id", request.request_id))
+                response.headers += request.facts.headers()
                 if isinstance(response, Response):  # before the caller has it, so that it can be asked for at once
                     self._recorder.end(request.facts)
                 response = captured(self._invocations, request, body, response)
@@ -316,7 +331,8 @@ class Gateway:
             self._permissions.invoke(model, principal, origin, streams=streams)
             self._enter(request, model, principal)
 
-        match request.method, path:
+        method = "GET" if request.method == "HEAD" else request.method
+        match method, path:
             case "POST", "/v1/chat/completions":
                 measured = self._measured(request, principal, len(body), "ChatCompletions")
                 return await self._openai.generate("chat", body, principal, measured, permit)
@@ -325,8 +341,8 @@ class Gateway:
                 return await self._responses.create(body, principal, measured, permit)
             case "GET" | "DELETE", _ if path.startswith("/v1/responses/"):
                 response_id = unquote(path.removeprefix("/v1/responses/"))
-                await self._permissions.own(request.method, ["responses", response_id], principal, origin)
-                act = self._responses.get if request.method == "GET" else self._responses.delete
+                await self._permissions.own(method, ["responses", response_id], principal, origin)
+                act = self._responses.get if method == "GET" else self._responses.delete
                 return act(principal, response_id)
             case "POST", "/v1/embeddings":
                 measured = self._measured(request, principal, len(body), "Embeddings")

@@ -13,6 +13,7 @@ from outcrop.api.admin import Admin
 from outcrop.api.bedrock import Bedrock
 from outcrop.api.bedrock_agent_runtime import BedrockAgentRuntime
 from outcrop.api.bedrock_runtime import BedrockRuntime
+from outcrop.api.browsers import Browsers
 from outcrop.api.client_address import ClientAddress
 from outcrop.api.generation import Generation
 from outcrop.api.iam import IAM
@@ -117,6 +118,7 @@ def make_gateway(parts: Parts, is_ready: Callable[[], bool]) -> Gateway:
         invocations=observers.invocations,
         audit=observers.trail,
         addresses=ClientAddress(settings.trusted_proxies),
+        browsers=Browsers(settings.browser_origins),
         permissions=permissions,
         quotas=access.quotas,
         max_body_bytes=settings.max_body_bytes,

@@ -20,11 +20,13 @@ MAX_DEPTH = 128
 MAX_VALUES = 250_000  # a prompt of the longest context, given as tokens, and room to spare
 _INT64_MIN, _UINT64_MAX = -(2**63), 2**64 - 1  # what msgspec can write again
 _NAMES = re.compile(rb'"[ \t\r\n]*:')
+_MARK = b"\xef\xbb\xbf"  # of UTF-8, with which some editors and clients begin; RFC 8259 lets a reader skip it
 _decode = msgspec.json.Decoder().decode
 
 
 def decode_object(raw: bytes, what: str = "The request body is not valid JSON") -> dict[str, Any]:
     """The JSON object in *raw*; *what* begins the message of the MalformedBody that anything else raises."""
+    raw = raw.removeprefix(_MARK)
     # A body this short holds no more values, and one fast pass below settles most of them.
     structure = None if len(raw) <= 2 * MAX_VALUES else _outside_of_strings(raw)
     if structure is not None and sum(map(structure.count, b",[{")) > MAX_VALUES:

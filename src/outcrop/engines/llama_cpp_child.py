@@ -65,6 +65,8 @@ def server_params(config: ChildConfig, socket: str) -> Any:
             params.n_batch = params.n_ubatch = config.context_tokens
     params.warmup = False
     params.use_jinja = True
+    # An assistant's message at the end is said, not to be gone on with: as with vLLM, a turn of its own follows it.
+    params.prefill_assistant = False
     params.ui = False
     params.ctx_shift = False
     params.cache_ram_mib = 0

@@ -23,7 +23,6 @@ from outcrop.inference.tool_calls import kind_of
 NOT_A_CHAT_MODEL = (
     "This action doesn't support the model that you provided. Try again with a supported text or chat model."
 )
-SMALLEST_TOP_P = 1e-6
 MAX_STOP_SEQUENCES = 2500  # botocore: InferenceConfiguration.stopSequences
 
 # What OpenAI's finish reasons mean here. A matched stop sequence is "stop" there as an end of turn is; the choice
@@ -48,7 +47,6 @@ def decode(params: Mapping[str, Any], model: ModelFacts) -> GenerateRequest:
         raise ChatTemplateMissing(NOT_A_CHAT_MODEL)
     config = params.get("inferenceConfig") or {}
     extra = fields.mapping(params, "additionalModelRequestFields") or {}
-    top_p = fields.number(config, "topP", 0, 1, called="inferenceConfig.topP")
     wanted: dict[str, Any] = {
         "messages": system(params.get("system") or []) + conversation(params.get("messages") or [], model),
         **fields.other_sampling(extra),
@@ -58,8 +56,7 @@ def decode(params: Mapping[str, Any], model: ModelFacts) -> GenerateRequest:
         "structured_outputs": fields.structured_outputs(extra),
         "max_tokens": fields.whole(config, "maxTokens", 1, called="inferenceConfig.maxTokens"),
         "temperature": fields.number(config, "temperature", 0, 1, called="inferenceConfig.temperature"),
-        # AWS allows 0, engines do not; either way only the likeliest token is left.
-        "top_p": None if top_p is None else max(top_p, SMALLEST_TOP_P),
+        "top_p": fields.top_p(config, "topP", called="inferenceConfig.topP"),
         "stop": fields.stop_sequences(
             config, "stopSequences", most=MAX_STOP_SEQUENCES, called="inferenceConfig.stopSequences"
         ),

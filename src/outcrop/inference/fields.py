@@ -11,6 +11,7 @@ from typing import Any
 from outcrop.errors import InvalidRequest
 
 MAX_STOP_SEQUENCES = 64  # of a body; Converse has its own limit
+SMALLEST_TOP_P = 1e-6
 LARGEST_INT32 = 2**31 - 1  # engines keep counts in 32 bits and answer 500 to more
 _SHOWN_CHARACTERS = 60
 
@@ -93,11 +94,17 @@ def sampling(body: Body) -> dict[str, Any]:
     """The sampling parameters that *body* has, checked, under OpenAI's names (and vLLM's, where OpenAI has none)."""
     read: dict[str, Any] = {
         "temperature": number(body, "temperature", 0, 2),
-        "top_p": number(body, "top_p", 0, 1, low_is_allowed=False),
+        "top_p": top_p(body),
         **other_sampling(body),
         "stop": stop_sequences(body),
     }
     return without_none(read)
+
+
+def top_p(body: Body, field: str = "top_p", *, called: str | None = None) -> float | None:
+    """The share of probability under *field*; None when absent. 0, which engines refuse, means the likeliest token."""
+    value = number(body, field, 0, 1, called=called)
+    return None if value is None else max(value, SMALLEST_TOP_P)
 
 
 def other_sampling(body: Body) -> dict[str, Any]:

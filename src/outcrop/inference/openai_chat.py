@@ -47,8 +47,7 @@ class OpenAIChat:
             "prompt_logprobs": fields.whole(body, "prompt_logprobs", 0, MAX_LOGPROBS),
             "response_format": fields.response_format(body, schema_may_be_bare=False),
             "structured_outputs": fields.structured_outputs(body),
-            "tools": _tools(body),
-            "tool_choice": _tool_choice(body),
+            **_tools_and_choice(body),
             "parallel_tool_calls": fields.flag(body, "parallel_tool_calls"),
             "reasoning_effort": fields.one_of(body, "reasoning_effort", REASONING_EFFORTS),
             "chat_template_kwargs": fields.mapping(body, "chat_template_kwargs"),
@@ -179,6 +178,8 @@ def _message(message: Any, where: str, model: ModelFacts) -> dict[str, Any]:
     if message.get("tool_calls"):
         kept["tool_calls"] = _tool_calls(message["tool_calls"], f"{where}.tool_calls")
     content = message.get("content")
+    if content is None and role == "assistant" and message.get("refusal"):
+        content = fields.text(message, "refusal", called=f"{where}.refusal")
     # An assistant that only called tools has said nothing.
     if content is not None or not (role == "assistant" and "tool_calls" in kept):
         content = _content(content, f"{where}.content", model)
@@ -221,6 +222,9 @@ def _content(content: Any, where: str, model: ModelFacts) -> str | list[dict[str
         if kind == "image_url" and model.takes_images:
             parts.append(_image(part, f"{where}[{index}]"))
             continue
+        if kind == "refusal":  # what an assistant said instead of an answer
+            parts.append({"type": "text", "text": fields.text(part, "refusal", called=f"{where}[{index}].refusal")})
+            continue
         if kind != "text":
             accepted = "text and images" if model.takes_images else "text only"
             raise InvalidRequest(f'{where}[{index}] is of type "{kind}": this model accepts {accepted}', param=where)
@@ -244,6 +248,30 @@ def _image(part: Mapping[str, Any], where: str) -> dict[str, Any]:
     except ValueError:
         raise fields.refusal(f"{where}.image_url.url", "base64", data) from None
     return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _tools_and_choice(body: Mapping[str, Any]) -> dict[str, Any]:
+    """``tools`` and ``tool_choice``; of tools that are merely allowed the others are left out."""
+    tools, choice = _tools(body), body.get("tool_choice")
+    if not isinstance(choice, dict) or choice.get("type") != "allowed_tools":
+        return {"tools": tools, "tool_choice": _tool_choice(body)}
+    where = "tool_choice.allowed_tools"
+    allowed = fields.mapping(choice, "allowed_tools", called=where) or {}
+    mode, named = allowed.get("mode"), allowed.get("tools")
+    if mode not in ("auto", "required"):
+        raise fields.refusal(f"{where}.mode", '"auto" or "required"', mode)
+    functions = [tool.get("function") for tool in named if isinstance(tool, dict)] if isinstance(named, list) else []
+    names = [function.get("name") for function in functions if isinstance(function, dict)]
+    if not names or not isinstance(named, list) or len(names) != len(named):
+        raise fields.refusal(
+            f"{where}.tools", 'a list of tools such as {"type": "function", "function": {"name": "…"}}', named
+        )
+    kept = [tool for tool in tools or [] if tool["function"]["name"] in names]
+    if missing := set(names) - {tool["function"]["name"] for tool in kept}:
+        raise InvalidRequest(
+            f"{where}.tools names tools that are not among tools: {sorted(map(str, missing))}", param=where
+        )
+    return {"tools": kept, "tool_choice": mode}
 
 
 def _tools(body: Mapping[str, Any]) -> list[Any] | None:

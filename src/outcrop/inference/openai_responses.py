@@ -138,6 +138,9 @@ def _tool_choice(body: Mapping[str, Any]) -> Any:
     choice = body.get("tool_choice")
     if isinstance(choice, dict) and choice.get("type") == "function":
         return {"type": "function", "function": {"name": choice.get("name")}}
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools" and isinstance(choice.get("tools"), list):
+        named = [tool if not isinstance(tool, dict) else {"function": tool} for tool in choice["tools"]]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": named}}
     return choice
 
 

@@ -33,7 +33,6 @@ from outcrop.errors import MalformedBody
         (b'{"a":"\\udc00x"}', "not valid JSON"),
         (b'{"a":"\xed\xa0\x80"}', "not valid JSON"),
         (b'{"a":"\xff"}', "not valid JSON"),
-        (b'\xef\xbb\xbf{"a":1}', "not valid JSON"),
         (b'{"a":"\x00"}', "invalid character"),
         (b'{"a":1} {"b":2}', "trailing characters"),
         (b'{"a":[' + b"[]," * 8_000_000 + b"1]}", "holds more than 250000 values"),
@@ -87,3 +86,9 @@ def test_every_object_that_json_writes_is_read_back(document: dict[str, Any], is
 def test_any_bytes_give_an_object_or_a_refusal(raw: bytes) -> None:
     with contextlib.suppress(MalformedBody):
         assert isinstance(decode_object(raw), dict)
+
+
+def test_the_mark_that_some_editors_begin_a_file_with_is_skipped() -> None:
+    assert decode_object(b"\xef\xbb\xbf" + b'{"a": 1}') == {"a": 1}
+    with pytest.raises(MalformedBody):
+        decode_object(b"\xef\xbb\xbf\xef\xbb\xbf{}")

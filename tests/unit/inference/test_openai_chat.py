@@ -38,6 +38,11 @@ def test_a_model_without_a_template_is_named_with_the_remedy(model_without_templ
             {"role": "assistant", "content": "x", "refusal": None, "annotations": []},
             {"role": "assistant", "content": "x"},
         ),
+        ({"role": "assistant", "content": None, "refusal": "no"}, {"role": "assistant", "content": "no"}),
+        (
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+            {"role": "assistant", "content": "no"},
+        ),
     ],
 )
 def test_a_message_becomes_one_that_every_template_takes(model, given, canonical):
@@ -249,3 +254,30 @@ def test_repeated_calls_that_are_none_are_refused_with_their_place(model, calls)
     body = {"messages": [HI, {"role": "assistant", "tool_calls": calls}]}
     with pytest.raises(InvalidRequest, match=r"messages\[1\]\.tool_calls"):
         OPENAI_CHAT.decode(body, model)
+
+
+def allowed(*names, mode="required"):
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def test_of_the_tools_only_the_allowed_ones_are_offered(model):
+    other = {"type": "function", "function": {"name": "other", "parameters": {"type": "object"}}}
+    body = OPENAI_CHAT.decode({"messages": [HI], "tools": [TOOL, other], "tool_choice": allowed("add")}, model).body
+
+    assert (body["tools"], body["tool_choice"]) == ([TOOL], "required")
+
+
+@pytest.mark.parametrize(
+    ("choice", "word"),
+    [
+        (allowed("nope"), "nope"),
+        (allowed(), "allowed_tools.tools"),
+        (allowed("add", mode="all"), "allowed_tools.mode"),
+        ({"type": "allowed_tools", "mode": "auto", "tools": []}, "allowed_tools.mode"),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": ["add"]}}, "allowed_tools.tools"),
+    ],
+)
+def test_allowed_tools_that_cannot_be_meant_are_refused_by_name(model, choice, word):
+    with pytest.raises(InvalidRequest, match=word):
+        OPENAI_CHAT.decode({"messages": [HI], "tools": [TOOL], "tool_choice": choice}, model)
