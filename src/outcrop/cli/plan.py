@@ -27,10 +27,13 @@ from outcrop.cli.plan_inputs import (
     TRACE,
     TRACES,
     UNITS,
+    check_out,
     copy_of,
     live,
     prices_of,
     progress,
+    requests_of,
+    write_out,
 )
 from outcrop.cli.plan_validate import validate_plan
 from outcrop.errors import BadSetting
@@ -38,9 +41,10 @@ from outcrop.planning import advise as advising
 from outcrop.planning import classes as activity
 from outcrop.planning import costs as pricing
 from outcrop.planning.copy_model import CopyModel, Timed, fit
+from outcrop.planning.played import Result
 from outcrop.planning.rules import TICK_S, KnativeLike, QueueThreshold, Rule
-from outcrop.planning.simulator import Fleet, Nodes, Result, Tenant, simulate
-from outcrop.planning.traces import read_trace
+from outcrop.planning.simulator import Fleet, simulate
+from outcrop.planning.virtual import Nodes, Tenant
 from outcrop.serving.schedule import Scaling
 
 app = typer.Typer(help="Plan copies and cost from traffic, with the live scaling policy.", no_args_is_help=True)
@@ -115,7 +119,10 @@ def simulate_traces(
     """Replay traffic in virtual time through the live policy, or through other rules beside it."""
     if policy not in POLICIES:
         raise typer.BadParameter(f"{policy!r} is none of {', '.join(POLICIES)}.", param_hint="--policy")
-    model, found = copy_of(copy), [read_trace(path).first(days) for path in traces]
+    if nodes and copy_gb > node_gb:
+        raise BadSetting(f"a copy of {copy_gb:g} GB (--copy-gb) fits on no node of {node_gb:g} GB (--node-gb).")
+    check_out(out)
+    model, found = copy_of(copy), [requests_of(path, days) for path in traces]
     scaling = Scaling(min_copies=least, max_copies=most, keep_alive_s=keep_alive_s)
     rows: list[tuple[str, Result]] = []
     with progress(f"{sum(map(len, found))} requests") as tell:
@@ -161,7 +168,8 @@ def cost(
     as_json: bool = JSON,
 ) -> None:
     """Compare reserved peak, Custom Model Import, hybrid and own hardware; print load-duration curve and break-even."""
-    model, found = copy_of(copy), read_trace(trace).first(days)
+    check_out(out)
+    model, found = copy_of(copy), requests_of(trace, days)
     book = prices_of(prices, as_of, instance, proxy, units, own_copy_hour)
     scaling = Scaling(min_copies=least, max_copies=most, keep_alive_s=keep_alive_s)
     with progress(f"{len(found)} requests") as tell:
@@ -194,11 +202,9 @@ def cost(
             ("break-even", [(1.0, book.break_even), (float(max(2, len(shares))), book.break_even)]),
         ],
     )
-    if out is not None and out.suffix == ".html":
+    if out is not None:
         body = plots.table([[name, str(value)] for name, value in answer.items()], ("", found.name))
-        out.write_text(plots.page(f"Cost of {found.name}", [body, plots.svg(curve)]))
-    elif out is not None:
-        out.write_text(json.dumps(answer, indent=1) + "\n")
+        write_out(out, lambda: plots.page(f"Cost of {found.name}", [body, plots.svg(curve)]), answer)
     if as_json:
         echo_json(answer)
     else:
@@ -225,7 +231,7 @@ def advise_limits(
     as_json: bool = JSON,
 ) -> None:
     """Search limits, keep-alive and an office-hours schedule for the cheapest that holds a service level."""
-    found, model = read_trace(trace).first(days), copy_of(copy)
+    found, model = requests_of(trace, days), copy_of(copy)
     level = advising.Level(slo_s=slo_s, slow_share=slow_share)
     book = prices_of(prices, as_of, "ml.g6e.xlarge", "ml.m5.large", units, own_copy_hour)
     with progress("candidates") as tell:
@@ -293,7 +299,8 @@ def _row(name: str, result: Result) -> dict[str, Any]:
 
 def _give(rows: list[dict[str, Any]], results: list[tuple[str, Result]], out: Path | None, *, as_json: bool) -> None:
     columns = {name: name.upper().replace("_", " ") for name in rows[0]}
-    if out is not None and out.suffix == ".html":
+
+    def page() -> str:
         lines = [
             (f"{name}, {result.rule}", report.spread_of(sorted(result.latencies or ()))) for name, result in results
         ]
@@ -304,9 +311,10 @@ def _give(rows: list[dict[str, Any]], results: list[tuple[str, Result]], out: Pa
         ]
         duration = plots.Plot("Share of the time with at least so many copies", "copies", "share", curves)
         body = plots.table([list(row.values()) for row in rows], list(columns.values()))
-        out.write_text(plots.page("Simulation", [body, plots.svg(drawn), plots.svg(duration)]))
-    elif out is not None:
-        out.write_text(json.dumps(rows, indent=1) + "\n")
+        return plots.page("Simulation", [body, plots.svg(drawn), plots.svg(duration)])
+
+    if out is not None:
+        write_out(out, page, rows)
     show(rows, columns, as_json=as_json)
 
 

@@ -24,8 +24,9 @@ from outcrop.cli.plan_inputs import (
     progress,
 )
 from outcrop.planning import classes as activity
-from outcrop.planning.simulator import Tenant, simulate
+from outcrop.planning.simulator import simulate
 from outcrop.planning.traces import Trace, read_trace
+from outcrop.planning.virtual import Tenant
 from outcrop.planning.window_trace import has_windows, read_windows
 from outcrop.serving.schedule import Scaling
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from outcrop.metering.price_book import CMU_MONTH, CMU_V1, OWN_COPY_HOUR, PriceB
 from outcrop.planning import costs as pricing
 from outcrop.planning.copy_model import CopyModel
 from outcrop.planning.rules import TICK_S, Ours
+from outcrop.planning.traces import Trace, read_trace
 from outcrop.serving.policy import Params
 from outcrop.serving.schedule import Scaling
 
@@ -25,7 +29,7 @@ TRACE = typer.Argument(help="A trace: our request log or bench records (.jsonl),
 COPY = typer.Option(
     None, "--copy", help="File that outcrop plan fit wrote. Default: about a 14 B model on an A100-40GB."
 )
-COLD_START_S = typer.Option(30.0, min=0, help="Seconds from the order of a copy until it is ready.")
+COLD_START_S = typer.Option(30.0, min=0, max=86400, help="Seconds from the order of a copy until it is ready.")
 DAYS = typer.Option(14.0, min=0.001, help="How much of each trace.")
 MIN = typer.Option(0, "--min", min=0, help="Least copies.")
 MAX = typer.Option(10, "--max", min=1, help="Most copies.")
@@ -43,16 +47,61 @@ def copy_of(path: Path | None) -> CopyModel:
     if path is None:
         return CopyModel()
     try:
-        return msgspec.json.decode(path.read_bytes(), type=CopyModel)
+        raw = msgspec.json.decode(path.read_bytes(), type=dict[str, float])
+        found = msgspec.convert(raw, CopyModel, strict=False)
     except (OSError, msgspec.MsgspecError) as exc:
         raise BadSetting(f"{path} is no copy of outcrop plan fit: {exc}.") from exc
+    if unknown := sorted(raw.keys() - asdict(found).keys()):
+        raise BadSetting(f"{path}: {', '.join(unknown)} unknown; a copy has {', '.join(asdict(found))}.")
+    for name, value in asdict(found).items():
+        if not 0 <= value < math.inf or (name == "slots" and value < 1):
+            raise BadSetting(f"{path}: {name}={value} must be at least {1 if name == 'slots' else 0} and finite.")
+    return found
+
+
+def requests_of(path: Path, days: float) -> Trace:
+    """The first *days* of the trace in *path*. Raises BadSetting where no request is in them."""
+    found = read_trace(path)
+    kept = found.first(days)
+    if not len(kept):
+        raise BadSetting(
+            f"{path} has no request in its first {days:g} days; the first comes after {found.at_s[0] / 86400:.3g} days."
+        )
+    return kept
+
+
+def write_out(out: Path, html: Callable[[], str], numbers: Any) -> None:
+    """*html* or, as JSON, *numbers*, by the name of *out*. Raises BadSetting."""
+    check_out(out)
+    try:
+        out.write_text(html() if out.suffix == ".html" else json.dumps(numbers, indent=1) + "\n")
+    except OSError as exc:
+        raise BadSetting(f"{out} cannot be written: {exc.strerror}.") from exc
+
+
+def check_out(out: Path | None) -> None:
+    """Raises BadSetting where ``write_out`` would: before the work is done, not after it."""
+    if out is None:
+        return
+    if out.suffix not in (".html", ".json"):
+        raise BadSetting(f"--out {out} ends with neither .html nor .json.")
+    if not out.parent.is_dir():
+        raise BadSetting(f"--out {out}: there is no folder {out.parent}.")
+
+
+def day_of(text: str | None) -> date:
+    """The day of ``--as-of``; today where none was given. Raises BadSetting."""
+    try:
+        return date.fromisoformat(text) if text else datetime.now(UTC).date()
+    except ValueError as exc:
+        raise BadSetting(f"--as-of {text} is no day; write 2026-07-21.") from exc
 
 
 def prices_of(
     paths: list[Path], as_of: str | None, instance: str, proxy: str, units: int, own: float | None
 ) -> pricing.Prices:
     """The prices of the books on that day."""
-    book, day = PriceBook.load(*paths), date.fromisoformat(as_of) if as_of else datetime.now(UTC).date()
+    book, day = PriceBook.load(*paths), day_of(as_of)
 
     def usd(item: str) -> float:
         return float(book.need(item, region="us-east-1", as_of=day).usd)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from outcrop.planning.copy_model import CopyModel
 from outcrop.planning.costs import Prices, windows_usd
+from outcrop.planning.played import Result
 from outcrop.planning.rules import Ours
-from outcrop.planning.simulator import Result, Tenant, simulate
+from outcrop.planning.simulator import simulate
 from outcrop.planning.traces import Trace
+from outcrop.planning.virtual import Tenant
 from outcrop.serving.policy import Params
 from outcrop.serving.schedule import Floor, Scaling
 

@@ -10,9 +10,11 @@ import numpy as np
 
 from outcrop.planning.copy_model import CopyModel
 from outcrop.planning.costs import Costs, Prices, costs
+from outcrop.planning.played import Result
 from outcrop.planning.rules import Always
-from outcrop.planning.simulator import Result, Tenant, simulate
+from outcrop.planning.simulator import simulate
 from outcrop.planning.traces import Trace
+from outcrop.planning.virtual import Tenant
 
 WINDOW_S = 600.0
 CLASSES = ((0.10, "under 10 %"), (0.50, "10 to 50 %"), (0.90, "50 to 90 %"), (1.01, "over 90 %"))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from outcrop.metering.windows import WINDOW_MINUTES
-from outcrop.planning.simulator import Result
+from outcrop.planning.played import Result
 
 MONTH_H = 730
 

@@ -19,9 +19,11 @@ from msgspec import Struct
 
 from outcrop.errors import BadSetting
 from outcrop.planning.copy_model import CopyModel, Fit, Timed, fit
+from outcrop.planning.played import Result
 from outcrop.planning.rules import Ours
-from outcrop.planning.simulator import Result, Tenant, simulate
+from outcrop.planning.simulator import simulate
 from outcrop.planning.traces import Trace
+from outcrop.planning.virtual import Tenant
 from outcrop.serving.policy import Params
 from outcrop.serving.schedule import Scaling
 

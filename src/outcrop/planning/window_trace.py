@@ -19,6 +19,8 @@ from outcrop.planning.traces import Numbers, Trace, open_text
 
 COLUMNS = ("tenant", "start_s", "seconds", "requests", "cv", "input_tokens", "input_cv", "output_tokens", "output_cv")
 
+MOST = 1e9  # of any value: seconds, requests of one window, tokens
+
 
 def has_windows(path: Path) -> bool:
     """Whether *path* is a .csv (.gz) of windows and not of requests."""
@@ -34,16 +36,26 @@ def has_windows(path: Path) -> bool:
 def read_windows(path: Path) -> list[Trace]:
     """The tenants in *path*, each as a trace of its name. Raises BadSetting."""
     tenants: dict[str, list[dict[str, float]]] = {}
-    with open_text(path) as file:
-        for number, row in enumerate(csv.DictReader(file), 2):
-            try:
-                values = {name: float(row[name]) for name in COLUMNS[1:]}
-            except (TypeError, ValueError) as exc:
-                raise BadSetting(f"{path}, line {number}: {exc}") from exc
-            tenants.setdefault(row["tenant"], []).append(values)
+    try:
+        with open_text(path) as file:
+            for number, row in enumerate(csv.DictReader(file), 2):
+                tenants.setdefault(row["tenant"], []).append(_window(row, f"{path}, line {number}"))
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as exc:
+        raise BadSetting(f"the windows {path} cannot be read: {exc}.") from exc
     if not tenants:
         raise BadSetting(f"{path} holds no window.")
     return [realised(name, rows, seed=crc32(name.encode())) for name, rows in tenants.items()]
+
+
+def _window(row: Mapping[str, str], where: str) -> dict[str, float]:
+    try:
+        values = {name: float(row[name]) for name in COLUMNS[1:]}
+    except (TypeError, ValueError) as exc:
+        raise BadSetting(f"{where}: {exc}") from exc
+    for name, value in values.items():
+        if not 0 <= value < MOST:
+            raise BadSetting(f"{where}: {name}={value} is outside 0..{MOST:g}.")
+    return values
 
 
 def realised(name: str, windows: Iterable[Mapping[str, float]], *, seed: int) -> Trace:

@@ -11,9 +11,11 @@ from outcrop.errors import BadSetting
 from outcrop.planning.advise import Level, advise
 from outcrop.planning.copy_model import CopyModel, Timed, fit
 from outcrop.planning.costs import Prices, constructed_fleet, costs, load_duration, windows_usd
+from outcrop.planning.played import Result
 from outcrop.planning.rules import Always, KnativeLike, Ours, QueueThreshold, Rule
-from outcrop.planning.simulator import Fleet, Nodes, Result, Tenant, simulate
+from outcrop.planning.simulator import Fleet, simulate
 from outcrop.planning.traces import Trace, read_trace
+from outcrop.planning.virtual import Nodes, Tenant
 from outcrop.serving.policy import Params
 from outcrop.serving.schedule import Floor, Scaling
 

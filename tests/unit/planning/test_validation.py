@@ -14,9 +14,10 @@ from outcrop.cli.plan import app
 from outcrop.errors import BadSetting
 from outcrop.planning.copy_model import CopyModel
 from outcrop.planning.rules import Ours
-from outcrop.planning.simulator import Tenant, simulate
+from outcrop.planning.simulator import simulate
 from outcrop.planning.traces import Trace
 from outcrop.planning.validation import Recording, Request, read, validate
+from outcrop.planning.virtual import Tenant
 from outcrop.serving.policy import Params
 from outcrop.serving.schedule import Scaling
 
