@@ -22,6 +22,7 @@ from outcrop.awswire import sigv4
 
 METRICS = "amazon-bedrock-invocationMetrics"
 ENGINE = "x-outcrop-engine"
+UNKNOWN = "the answer has no known form"
 
 
 class Ask(Struct, frozen=True):
@@ -194,6 +195,8 @@ class _Whole:
 
     def end(self, heard: Heard) -> None:
         _take(b"".join(self._parts), heard)
+        if not heard.has_text and heard.tokens_out is None and heard.error is None:
+            heard.error = UNKNOWN
 
 
 class _Sse:
@@ -253,12 +256,12 @@ def _take(raw: bytes, heard: Heard) -> None:
         heard.error = "the answer is not JSON"
         return
     if not isinstance(said, dict):
+        heard.error = UNKNOWN
         return
-    if "error" in said:
+    if said.get("error"):
         heard.error = "error in the answer"
     heard.has_text = heard.has_text or any(map(_is_text, _texts(said)))
-    usage = said.get("usage") or {}
-    metrics = said.get(METRICS) or {}
+    usage, metrics = _object(said.get("usage")), _object(said.get(METRICS))
     for field, found in (
         ("tokens_in", usage.get("prompt_tokens", metrics.get("inputTokenCount", said.get("prompt_token_count")))),
         (
@@ -266,16 +269,21 @@ def _take(raw: bytes, heard: Heard) -> None:
             usage.get("completion_tokens", metrics.get("outputTokenCount", said.get("generation_token_count"))),
         ),
     ):
-        if isinstance(found, int):
+        if isinstance(found, int) and not isinstance(found, bool) and found >= 0:
             setattr(heard, field, found)
 
 
 def _texts(said: dict[str, Any]) -> Iterator[Any]:
     yield said.get("generation")
-    for choice in said.get("choices") or ():
+    choices = said.get("choices")
+    for choice in map(_object, choices if isinstance(choices, list) else ()):
         yield choice.get("text")
         for place in ("delta", "message"):
-            yield (choice.get(place) or {}).get("content")
+            yield _object(choice.get(place)).get("content")
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _is_text(value: Any) -> bool:
@@ -285,6 +293,7 @@ def _is_text(value: Any) -> bool:
 async def ask_once(session: Any, endpoint: Endpoint, ask: Ask, timeout_s: float) -> Answer:
     """Send *ask* on an aiohttp session and read the answer. Never raises for what the endpoint does."""
     import aiohttp
+    from botocore.eventstream import ParserError
     from yarl import URL
 
     url, headers, body = endpoint.request(ask)
@@ -308,6 +317,8 @@ async def ask_once(session: Any, endpoint: Endpoint, ask: Ask, timeout_s: float)
         heard.error = "timeout"
     except aiohttp.ClientError as exc:
         heard.error = type(exc).__name__
+    except (ParserError, ValueError, KeyError, TypeError):  # frames and events that are none
+        heard.error = UNKNOWN
     return Answer(sent, first, time.perf_counter(), status, heard, engine)
 
 

@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from outcrop.errors import BadSetting
@@ -53,18 +54,26 @@ def svg(plot: Plot) -> str:
     for number, (name, line) in enumerate(plot.lines):
         colour = COLOURS[number % len(COLOURS)]
         drawn = _stepped(line) if plot.is_stepped else line
+        if len(line) == 1:
+            x, y = place(*line[0])
+            parts.append(f'<circle cx="{x}" cy="{y}" r="2.5" fill="{colour}"/>')
         path = " ".join(f"{x},{y}" for x, y in (place(*point) for point in drawn))
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
         parts.append(f'<text x="{LEFT + 8}" y="{TOP + 12 + 14 * number}" fill="{colour}">{html.escape(name)}</text>')
     return "".join([*parts, "</svg>"])
 
 
+def need_matplotlib() -> None:
+    """Raises BadSetting where it is not installed."""
+    if find_spec("matplotlib") is None:
+        raise BadSetting("PNG plots need matplotlib: pip install 'outcrop[plots]'; the HTML report has them.")
+
+
 def png(plot: Plot, path: Path) -> None:
     """Write *plot* to *path*. Raises BadSetting where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as exc:
-        raise BadSetting("PNG plots need matplotlib: pip install 'outcrop[plots]'; the HTML report has them.") from exc
+    need_matplotlib()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.add_subplot()
     for number, (name, line) in enumerate(plot.lines):
@@ -74,6 +83,8 @@ def png(plot: Plot, path: Path) -> None:
             ys,
             label=name,
             color=COLOURS[number % len(COLOURS)],
+            marker="o" if len(line) == 1 else None,
+            markersize=3,
             drawstyle="steps-post" if plot.is_stepped else "default",
         )
     axes.set(title=plot.title, xlabel=plot.x, ylabel=plot.y, ylim=(0, None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -101,6 +102,18 @@ def plots(runs: Mapping[str, Run]) -> list[Plot]:
     return found
 
 
+def prepare(folder: Path) -> None:
+    """Make *folder*. Raises BadSetting where it cannot be written or holds a run: measurements are not overwritten."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise BadSetting(f"the folder {folder} cannot be made: {exc.strerror}.") from exc
+    if (folder / "requests.jsonl").exists():
+        raise BadSetting(f"{folder} holds the results of an earlier run. Give another folder, or delete it.")
+    if not os.access(folder, os.W_OK):
+        raise BadSetting(f"the folder {folder} cannot be written.")
+
+
 def write(
     folder: Path,
     runs: Mapping[str, Run],
@@ -111,7 +124,7 @@ def write(
     with_png: bool = False,
 ) -> None:
     """Write ``requests.jsonl``, ``summary.json``, ``report.html`` and, *with_png*, ``plot-N.png``."""
-    folder.mkdir(parents=True, exist_ok=True)
+    prepare(folder)
     encoder = msgspec.json.Encoder()
     with (folder / "requests.jsonl").open("wb") as file:
         for name, run in runs.items():

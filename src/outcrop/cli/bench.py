@@ -55,6 +55,9 @@ class Load:
     ] = 0
     warm_s: Annotated[float, typer.Option(min=0, help="Seconds before the steady window may begin.")] = 30.0
     most_s: Annotated[float, typer.Option(min=1, help="Longest time in s of one level.")] = 600.0
+    timeout_s: Annotated[
+        float, typer.Option(min=0.1, help="Longest wait in s for one answer; then it is an error.")
+    ] = 120.0
     tokens_in: Annotated[float, typer.Option(min=1, help="Mean tokens of a prompt.")] = 1000.0
     tokens_out: Annotated[float, typer.Option(min=1, help="Mean tokens of an answer.")] = 220.0
     cv: Annotated[float, typer.Option(min=0, help="Standard deviation over mean of both lengths.")] = 0.2
@@ -91,6 +94,7 @@ class Load:
             requests=self.requests or max(200, 0 if rate else 20 * users),
             warm_s=self.warm_s,
             most_s=self.most_s,
+            timeout_s=self.timeout_s,
             seed=self.seed + seed,
         )
 
@@ -120,15 +124,17 @@ def run(
     load: Load,
     told: Told,
     users: Annotated[
-        list[int] | None, typer.Option(help="Closed loop with so many users. Repeatable: one level each.")
+        list[int] | None, typer.Option(min=1, help="Closed loop with so many users. Repeatable: one level each.")
     ] = None,
     rate: Annotated[
-        list[float] | None, typer.Option(help="Open loop with so many requests per s (Poisson). Repeatable.")
+        list[float] | None,
+        typer.Option(min=0.0001, help="Open loop with so many requests per s (Poisson). Repeatable."),
     ] = None,
     repeats: Repeats = 1,
 ) -> None:
     """Run levels of load and print latency with confidence, throughput, first token, errors, the client's own cost."""
-    levels = {f"{count} users": load.shape(users=count) for count in users or ([] if rate else [1])}
+    _check(told)
+    levels = {_level(count): load.shape(users=count) for count in users or ([] if rate else [1])}
     levels |= {f"{each:g} requests/s": load.shape(rate=each) for each in rate or ()}
     _tell(target, *_run(target, load, levels, repeats), told)
 
@@ -137,7 +143,8 @@ def run(
 @expanded
 def table(target: Target, load: Load, told: Told, repeats: Repeats = 1) -> None:
     """Run concurrency 1, 4, 16 and 32 with the standard payload and print the published table beside ours."""
-    levels = {f"{level.users} users": load.shape(users=level.users) for level in TABLE}
+    _check(told)
+    levels = {_level(row.users): load.shape(users=row.users) for row in TABLE}
     runs, cost = _run(target, load, levels, repeats)
     rows = report.beside_published([summary(each) for each in runs.values()])
     if not told.as_json:
@@ -199,6 +206,18 @@ def compare(
     show(rows, heads, as_json=as_json)
 
 
+def _level(users: int) -> str:
+    return "1 user" if users == 1 else f"{users} users"
+
+
+def _check(told: Told) -> None:
+    """Raises BadSetting where the results could not be written: before the load, not after it."""
+    if told.png:
+        plots.need_matplotlib()
+    if told.out is not None:
+        report.prepare(told.out)
+
+
 def _run(target: str, load: Load, levels: dict[str, Shape], repeats: int) -> tuple[dict[str, Run], dict[str, int]]:
     endpoint, client = endpoint_of(target, load.home, stream=load.stream)
     before = _windows(client, endpoint.model)
@@ -209,10 +228,20 @@ def _run(target: str, load: Load, levels: dict[str, Shape], repeats: int) -> tup
             for number in range(repeats):
                 label = name if repeats == 1 else f"{name}, {number + 1} of {repeats}"
                 driver = Driver(endpoint, payload, look=_look(client, endpoint.model), progress=tell(label))
-                done = asyncio.run(driver.run(replace(shape, seed=shape.seed + number)))
+                try:
+                    done = asyncio.run(driver.run(replace(shape, seed=shape.seed + number)))
+                except KeyboardInterrupt:
+                    if not runs:
+                        raise
+                    typer.echo(f"{label} was stopped and is left out, as is what would have followed.", err=True)
+                    return runs, _cost(client, endpoint.model, before)
                 runs[label] = done.stretched(load.speedup)
-    after = _windows(client, endpoint.model)
-    return runs, {name: after[name] - before.get(name, 0) for name in after}
+    return runs, _cost(client, endpoint.model, before)
+
+
+def _cost(client: Client | None, model: str, before: dict[str, int]) -> dict[str, int]:
+    after = _windows(client, model)
+    return {name: after[name] - before.get(name, 0) for name in after}
 
 
 def endpoint_of(text: str, home: Path | None, *, stream: bool) -> tuple[Endpoint, Client | None]:

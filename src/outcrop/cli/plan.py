@@ -29,6 +29,7 @@ from outcrop.cli.plan_inputs import (
     UNITS,
     check_out,
     copy_of,
+    limits,
     live,
     prices_of,
     progress,
@@ -123,7 +124,7 @@ def simulate_traces(
         raise BadSetting(f"a copy of {copy_gb:g} GB (--copy-gb) fits on no node of {node_gb:g} GB (--node-gb).")
     check_out(out)
     model, found = copy_of(copy), [requests_of(path, days) for path in traces]
-    scaling = Scaling(min_copies=least, max_copies=most, keep_alive_s=keep_alive_s)
+    scaling = limits(least, most, keep_alive_s)
     rows: list[tuple[str, Result]] = []
     with progress(f"{sum(map(len, found))} requests") as tell:
         if nodes:
@@ -171,7 +172,7 @@ def cost(
     check_out(out)
     model, found = copy_of(copy), requests_of(trace, days)
     book = prices_of(prices, as_of, instance, proxy, units, own_copy_hour)
-    scaling = Scaling(min_copies=least, max_copies=most, keep_alive_s=keep_alive_s)
+    scaling = limits(least, most, keep_alive_s)
     with progress(f"{len(found)} requests") as tell:
         rule = live(model, cold_start_s, scaling)
         result = simulate(Tenant(trace=found, rule=rule, copy=model, cold_start_s=cold_start_s), tell)
@@ -294,11 +295,12 @@ def _row(name: str, result: Result) -> dict[str, Any]:
         "blocked": result.blocked,
         "windows": result.windows,
         "peak": result.peak,
+        **({"unanswered": result.unanswered} if result.unanswered else {}),
     }
 
 
 def _give(rows: list[dict[str, Any]], results: list[tuple[str, Result]], out: Path | None, *, as_json: bool) -> None:
-    columns = {name: name.upper().replace("_", " ") for name in rows[0]}
+    columns = {name: name.upper().replace("_", " ") for row in rows for name in row}
 
     def page() -> str:
         lines = [
@@ -310,7 +312,7 @@ def _give(rows: list[dict[str, Any]], results: list[tuple[str, Result]], out: Pa
             for name, r in results
         ]
         duration = plots.Plot("Share of the time with at least so many copies", "copies", "share", curves)
-        body = plots.table([list(row.values()) for row in rows], list(columns.values()))
+        body = plots.table([[row.get(name, "") for name in columns] for row in rows], list(columns.values()))
         return plots.page("Simulation", [body, plots.svg(drawn), plots.svg(duration)])
 
     if out is not None:

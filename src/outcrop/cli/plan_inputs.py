@@ -22,7 +22,7 @@ from outcrop.planning.copy_model import CopyModel
 from outcrop.planning.rules import TICK_S, Ours
 from outcrop.planning.traces import Trace, read_trace
 from outcrop.serving.policy import Params
-from outcrop.serving.schedule import Scaling
+from outcrop.serving.schedule import Scaling, check
 
 TRACES = typer.Argument(help="Traces: our request log or bench records (.jsonl), .csv or .parquet; also .gz.")
 TRACE = typer.Argument(help="A trace: our request log or bench records (.jsonl), .csv or .parquet; also .gz.")
@@ -115,6 +115,13 @@ def prices_of(
         own_copy_hour=own if own is not None else (float(entered.usd) if entered else None),
         units=units,
     )
+
+
+def limits(least: int, most: int, keep_alive_s: float | None) -> Scaling:
+    """What an operator would set. Raises InvalidRequest, as the server does."""
+    found = Scaling(min_copies=least, max_copies=most, keep_alive_s=keep_alive_s)
+    check(found)
+    return found
 
 
 def live(model: CopyModel, cold_start_s: float, scaling: Scaling, tick_s: float = TICK_S) -> Ours:
