@@ -23,6 +23,12 @@ SINCE = typer.Option(None, help="First day or hour, UTC (2026-07-01, 2026-07-01T
 UNTIL = typer.Option(None, help="Day or hour at which to stop, UTC. Default: now.")
 BY = typer.Option("model", help="model, principal, hour, day, month, total, or tag:KEY (a tag of the models).")
 OUT = typer.Option(None, help="Write .csv, .json or .parquet instead of a table.")
+# Of what was used, columns for people; the rest is in the files.
+TOLD = (
+    *("group", "requests", "failed", "cancelled", "tokens_in", "tokens_out", "held_s", "run_s"),
+    *("starting_s", "idle_s", "busy_s", "evictable_s", "asleep_s", "cold_starts", "spared_s", "windows"),
+)
+MOST_USD = 1_000_000  # an hour of one copy
 GROUPS = ("model", "principal", "hour", "day", "month", "total")
 
 
@@ -34,11 +40,15 @@ def usage(
     home: Path | None = HOME,
     as_json: bool = JSON,
 ) -> None:
-    """Show requests, tokens, waiting, and the time of copies by state."""
+    """Show requests, tokens, waiting, and the time of copies by state.
+
+    The table has what people look for; --json and --out have every count.
+    """
+    _check_out(out)
     rows, models = _asked(home, since, until)
     lines = billing.bill(rows, models, _terms(PriceBook.load(), "us-east-1", None, "ml.g6e.xlarge"), by=_grouping(by))
     records = [_usage_record(line) for line in lines]
-    _give(records, out, as_json=as_json, columns=[*_shown(records), *(f"{state}_s" for state in COPY_STATES)])
+    _give(records, out, as_json=as_json, columns=[name for name in _shown(records) if name in TOLD])
 
 
 def bill(
@@ -57,6 +67,7 @@ def bill(
     as_json: bool = JSON,
 ) -> None:
     """Show what the usage costs here and would have cost on Custom Model Import and on reserved SageMaker instances."""
+    _check_out(out)
     book = PriceBook.load(*prices)
     today = datetime.now(UTC).date()
     if own_copy_hour is not None:
@@ -65,11 +76,10 @@ def bill(
     rows, models = _asked(home, since, until)
     lines = billing.bill(rows, models, terms, by=_grouping(by))
     records = [_bill_record(line) for line in lines]
-    for cost in COSTS:
+    for cost in (cost for cost in COSTS if any(cost in line.usd for line in lines)):
         rounded = billing.cents(lines, cost)
         for record in records:
-            if any(cost in line.usd for line in lines):
-                record[cost] = rounded[record["group"]]
+            record[cost] = rounded[record["group"]]
     _give(records, out, as_json=as_json, columns=_shown(records))
     if not as_json and out is None:
         for item in (CMU_V1, CMU_V2, CMU_MONTH, instance, OWN_COPY_HOUR):
@@ -88,8 +98,12 @@ def _terms(book: PriceBook, region: str, as_of: str | None, instance: str) -> Te
 
 def _asked(home: Path | None, since: str | None, until: str | None) -> tuple[Rows, dict[str, ModelNote]]:
     now = datetime.now(UTC)
-    begin = _moment(since) if since else now - timedelta(days=30)
-    end = _moment(until) if until else now + timedelta(hours=1)
+    begin = _moment(since, "--since") if since else now - timedelta(days=30)
+    end = _moment(until, "--until") if until else now + timedelta(hours=1)
+    if begin >= end:
+        raise typer.BadParameter(
+            f"{begin:%Y-%m-%d %H:%M} is not before {end:%Y-%m-%d %H:%M} (UTC).", param_hint="--since"
+        )
     path = f"/outcrop/v1/usage/{int(begin.timestamp() * 1000)}/{int(end.timestamp() * 1000)}"
     found = connect(home).get(path)
     return billing.rows_of(found["rows"]), msgspec.convert(found["models"], dict[str, ModelNote])
@@ -124,7 +138,7 @@ def _bill_record(line: Line) -> dict[str, Any]:
         "window_units": round(float(line.counts["window_units"]), 2),
     }
     for cost in ("own_allocated_usd", "own_used_usd"):
-        if (value := billing.per_million(line, cost)) is not None and cost in line.usd:
+        if (value := billing.per_million(line, cost)) is not None:
             record[f"{cost.removesuffix('_usd')}_usd_per_million_tokens"] = round(float(value), 4)
     return record
 
@@ -140,23 +154,34 @@ def _shown(records: list[dict[str, Any]]) -> list[str]:
 
 
 def _give(records: list[dict[str, Any]], out: Path | None, *, as_json: bool, columns: list[str]) -> None:
-    if out is None:
-        shown = list(dict.fromkeys(columns))
+    if out is not None:
+        _write(records, out)
+    elif as_json or records:
         plain = [{name: _plain(value) for name, value in record.items()} for record in records]
-        show(plain, {name: name.upper().replace("_", " ") for name in shown}, as_json=as_json)
-        return
-    if out.suffix == ".parquet":
-        _parquet(records, out)
-    elif out.suffix == ".json":
-        out.write_text(json.dumps(records, default=_plain, indent=2) + "\n")
-    elif out.suffix == ".csv":
-        with out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(name for record in records for name in record)))
-            writer.writeheader()
-            writer.writerows(records)
+        show(plain, {name: name.upper().replace("_", " ") for name in columns}, as_json=as_json)
     else:
-        raise BadSetting(f"{out} ends with none of .csv, .json, .parquet.")
+        typer.echo("Nothing was used in that time.", err=True)
+
+
+def _write(records: list[dict[str, Any]], out: Path) -> None:
+    try:
+        if out.suffix == ".parquet":
+            _parquet(records, out)
+        elif out.suffix == ".json":
+            out.write_text(json.dumps(records, default=_plain, indent=2) + "\n")
+        else:
+            with out.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(dict.fromkeys(name for record in records for name in record)))
+                writer.writeheader()
+                writer.writerows(records)
+    except OSError as exc:
+        raise BadSetting(f"{out} cannot be written: {exc.strerror}.") from exc
     typer.echo(f"Wrote {len(records)} row(s) to {out}.", err=True)
+
+
+def _check_out(out: Path | None) -> None:
+    if out is not None and out.suffix not in (".csv", ".json", ".parquet"):
+        raise BadSetting(f"{out} ends with none of .csv, .json, .parquet.")
 
 
 def _parquet(records: list[dict[str, Any]], out: Path) -> None:
@@ -173,17 +198,21 @@ def _plain(value: Any) -> Any:
 
 
 def _grouping(by: str) -> str:
-    if by in GROUPS or by.startswith("tag:"):
+    if by in GROUPS or (by.startswith("tag:") and by != "tag:"):
         return by
     raise typer.BadParameter(f"{by!r} is none of {', '.join(GROUPS)}, tag:KEY.", param_hint="--by")
 
 
-def _moment(text: str) -> datetime:
+def _moment(text: str, option: str) -> datetime:
+    """The full hour that begins the period or ends it: the ledger has no finer rows."""
     try:
         found = datetime.fromisoformat(text)
-    except ValueError as exc:
-        raise typer.BadParameter(f"{text!r} is no time; write 2026-07-01 or 2026-07-01T08.") from exc
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+        found = (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as exc:
+        raise typer.BadParameter(f"{text!r} is no time; write 2026-07-01 or 2026-07-01T08.", param_hint=option) from exc
+    if found.minute or found.second or found.microsecond:
+        raise typer.BadParameter(f"{text!r} is within an hour; usage is kept by the full hour, UTC.", param_hint=option)
+    return found
 
 
 def _dollars(text: str) -> Decimal:
@@ -191,6 +220,6 @@ def _dollars(text: str) -> Decimal:
         found = Decimal(text)
     except InvalidOperation as exc:
         raise typer.BadParameter(f"{text!r} is no number of dollars.") from exc
-    if not found.is_finite() or found < 0:
-        raise typer.BadParameter(f"{text} must be a finite number of at least 0.")
+    if not found.is_finite() or not 0 <= found <= MOST_USD:
+        raise typer.BadParameter(f"{text} is outside 0..{MOST_USD}.", param_hint="--own-copy-hour")
     return found

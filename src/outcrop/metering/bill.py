@@ -174,7 +174,7 @@ class _Shares:
 
 def cents(lines: Iterable[Line], cost: str) -> dict[str, Decimal]:
     """*cost* of every line in whole cents that sum to the total's: the largest remainders are rounded up."""
-    exact = {line.group: line.usd[cost] * 100 for line in lines}
+    exact = {line.group: line.usd.get(cost, Fraction()) * 100 for line in lines}
     floors = {group: value.numerator // value.denominator for group, value in exact.items()}
     left = round(sum(exact.values(), Fraction())) - sum(floors.values())
     by_remainder = sorted(exact, key=lambda group: (floors[group] - exact[group], group))
@@ -184,9 +184,9 @@ def cents(lines: Iterable[Line], cost: str) -> dict[str, Decimal]:
 
 
 def per_million(line: Line, cost: str) -> Fraction | None:
-    """Dollars per million tokens, in and out; None where there were none."""
+    """Dollars per million tokens, in and out; None where there were none, or no price."""
     tokens = line.counts["tokens_in"] + line.counts["tokens_out"]
-    return line.usd[cost] * 1_000_000 / tokens if tokens else None
+    return line.usd[cost] * 1_000_000 / tokens if tokens and cost in line.usd else None
 
 
 def saved_by_warmth_s(line: Line) -> Fraction | None:

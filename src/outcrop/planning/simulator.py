@@ -20,7 +20,7 @@ from outcrop.planning.traces import Numbers
 from outcrop.planning.virtual import Nodes, Tenant, VirtualCopy, VirtualModel
 from outcrop.serving import eviction
 
-_GIVEN_UP_S = 7 * 86400.0  # without an answer, after the last arrival: a week of schedules has gone by
+_GIVEN_UP_S = 86400.0  # without an answer, after the last arrival: a day of schedules has gone by
 _BATCH = 200_000  # arrivals, about, that are unpacked from arrays at a time
 
 

@@ -13,6 +13,7 @@ from aiohttp import web
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
+from typer.testing import CliRunner
 
 from outcrop.awswire.eventstream import encode_chunk, encode_event, encode_exception, encode_message
 from outcrop.bench import crosscheck, report
@@ -22,6 +23,7 @@ from outcrop.bench.measures import interval, percentile, ratio, summary
 from outcrop.bench.payloads import Lengths, Payload, read_prompts
 from outcrop.bench.plots import Plot, png, svg
 from outcrop.bench.published import TABLE
+from outcrop.cli import bench as commands
 from outcrop.errors import BadSetting
 
 KEYS = Keys("AKIAABCDEFGHIJKLMNOP", "s" * 40, "token")
@@ -226,6 +228,82 @@ def test_every_form_of_an_answer_is_understood() -> None:
     assert heard(whole, b"no").error == "the answer is not JSON"
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(b"", b"[1]", b"7", b"{}", b"\xff\x00"),
+        *(b'{"choices":[1,"x",null],"usage":[1]}', b'{"choices":{"a":1},"usage":"x"}'),
+        *(b'{"choices":[],"usage":{"completion_tokens":-5}}', b'{"choices":[],"usage":{"completion_tokens":true}}'),
+    ],
+)
+def test_what_is_no_answer_is_an_error_and_never_a_fast_success(answer: bytes) -> None:
+    for stream in (False, True):
+        sent = b"data: " + answer + b"\n\n" if stream else answer
+        found = heard(OpenAI("http://h", "m", "k", stream=stream), sent)
+        assert found.error is not None
+        assert found.tokens_out is None
+
+
+async def test_an_endpoint_that_hangs_or_sends_broken_frames_costs_one_wait(
+    served: Callable[[Handler], Awaitable[str]],
+) -> None:
+    async def bad(request: web.Request) -> web.StreamResponse:
+        if "hang" in request.path:
+            await asyncio.sleep(60)
+        return web.Response(body=b"no frame of an event stream at all, but long enough to be read as one")
+
+    url = await served(bad)
+    endpoints = {
+        "timeout": OpenAI(f"{url}/hang", "m", "key", stream=True),
+        "the answer has no known form": Bedrock(url, "m", KEYS, "us-east-1", stream=True),
+    }
+    for error, endpoint in endpoints.items():
+        run = await Driver(endpoint, SHORT).run(Shape(users=2, requests=2, warm_s=0, most_s=0.2, timeout_s=0.3))
+        assert {record.error for record in run.records} == {error}
+        assert summary(run).void
+
+
+def test_results_of_an_earlier_run_are_not_overwritten(tmp_path: Path) -> None:
+    report.prepare(tmp_path / "new" / "folder")
+    (tmp_path / "requests.jsonl").write_text("{}")
+
+    with pytest.raises(BadSetting, match="earlier run"):
+        report.prepare(tmp_path)
+    with pytest.raises(BadSetting, match="cannot be made"):
+        report.prepare(tmp_path / "requests.jsonl" / "in-a-file")
+
+
+def test_a_run_that_is_stopped_tells_what_was_measured_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Stopped:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        async def run(self, shape: Shape) -> Run:
+            if shape.users > 1:
+                raise KeyboardInterrupt
+            return Run(shape, [Record(due_s=0.0, sent_s=0.0, last_s=1.0, tokens_out=2)], steady=(-1, 2), wall_s=3)
+
+    async def as_is(endpoint: object, payload: Payload) -> Payload:
+        return payload
+
+    monkeypatch.setattr(commands, "Driver", Stopped)
+    monkeypatch.setattr(commands, "calibrated", as_is)
+    words = ["run", "openai:m@http://h/v1", "--users", "1", "--users", "2", "--rate", "1", "--out", str(tmp_path / "r")]
+
+    done = CliRunner().invoke(commands.app, words)
+
+    assert done.exit_code == 0, done.output
+    assert "2 users was stopped" in done.output
+    assert list(report.read(tmp_path / "r")) == ["1 user"]
+
+
+@pytest.mark.parametrize("words", [["--users", "0"], ["--rate", "-1"], ["--rate", "nan"], ["--timeout-s", "0"]])
+def test_a_load_that_is_none_is_refused(words: list[str]) -> None:
+    done = CliRunner().invoke(commands.app, ["run", "openai:m@http://h/v1", *words])
+
+    assert done.exit_code == 2
+    assert words[0] in done.output
+
+
 def test_percentiles_carry_intervals_of_order_statistics() -> None:
     assert interval(200, 0.95) == (184, 197)
     assert interval(10, 0.99) is None  # too few to say
@@ -252,6 +330,7 @@ def test_a_plot_of_nothing_and_of_names_with_signs_is_still_a_plot(tmp_path: Pat
     for lines in ([], [("<a> & b", [(0.0, 0.0)])], [("x", [(0.0, 1.0), (9.0, 5.0)])]):
         plot = Plot("t & <t>", "x", "y", lines, is_stepped=True)
         assert "<a>" not in svg(plot)
+        assert ("<circle" in svg(plot)) == (lines != [] and len(lines[0][1]) == 1)  # one point is no line
         png(plot, tmp_path / "plot.png")
 
 

@@ -143,7 +143,11 @@ def test_kept_copies_spared_the_mean_cold_start_of_each_request_at_rest() -> Non
 def test_own_hardware_has_no_price_until_someone_enters_one() -> None:
     rows = {Key(0, ACCOUNT, "m1"): Usage(busy_ms=HOUR_MS)}
 
-    assert "own_allocated_usd" not in bill(rows, MODELS, terms(), by="model")[0].usd
+    (line,) = bill(rows, MODELS, terms(), by="model")
+
+    assert per_million(line, "own_allocated_usd") is None
+    assert set(cents([line], "own_allocated_usd").values()) == {0}
+    assert "own_allocated_usd" not in line.usd  # also not because somebody asked for it
 
 
 def test_the_newest_price_known_on_a_day_is_taken_and_every_one_says_whence_it_is() -> None:

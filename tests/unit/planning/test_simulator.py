@@ -152,6 +152,21 @@ def test_an_idle_copy_stays_until_another_tenant_needs_its_room() -> None:
     assert other.p95_s == pytest.approx(6)
 
 
+def test_who_finds_no_room_because_others_hold_it_for_ever_is_told_as_unanswered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("outcrop.planning.simulator._GIVEN_UP_S", 600.0)
+    tenants = [
+        Tenant(trace=each, rule=ours(SECONDS, min_copies=1), copy=SECONDS, cold_start_s=5, copy_bytes=10)
+        for each in (trace((0.0, 1.0)), trace((10.0, 1.0), (20.0, 1.0)))
+    ]
+
+    one, other = Fleet(tenants, Nodes(1, 10)).run()
+
+    assert (one.requests, one.unanswered) == (1, 0)
+    assert (other.requests, other.unanswered) == (0, 2)
+
+
 def test_a_start_without_room_waits_for_a_running_copy_to_end() -> None:
     one, other = fleet(1, trace((0.0, 100.0)), trace((10.0, 1.0)))
 
@@ -179,49 +194,6 @@ def test_the_fit_gives_back_the_copy_that_made_the_measurements() -> None:
     assert max(map(abs, found.error_mean.values())) < 0.05
     with pytest.raises(BadSetting, match="level of 1 user"):
         fit({4: levels[4]}, 16)
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("a.csv", "arrival_ms,input_tokens,output_tokens\n2000,7,9\n500,3,4\n"),
-        (
-            "a.csv",
-            "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 00:00:02.0000000,7,9\n2023-11-16 00:00:00.5000000,3,4\n",
-        ),
-        (
-            "a.csv",
-            "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n2,G,7,9,16,C\n0.5,G,3,4,7,C\n",
-        ),
-        (
-            "a.jsonl",
-            '{"request_id":"r","at":86402,"input_tokens":7,"output_tokens":9}\n{"request_id":"s","at":86400.5,"input_tokens":3,"output_tokens":4}\n{"request_id":"t","at":86401}\n',
-        ),
-        (
-            "a.jsonl",
-            '{"timestamp":2000,"input_length":7,"output_length":9}\n{"timestamp":500,"input_length":3,"output_length":4}\n',
-        ),
-    ],
-)
-def test_traces_are_read_in_every_known_layout(tmp_path: Path, name: str, text: str) -> None:
-    (tmp_path / name).write_text(text)
-    found = read_trace(tmp_path / name)
-
-    assert found.at_s.tolist() == pytest.approx([0.5, 2])
-    assert (found.tokens_in.tolist(), found.tokens_out.tolist()) == ([3, 7], [4, 9])
-
-
-def test_a_parquet_trace_is_read_and_an_unknown_layout_is_refused_by_its_columns(tmp_path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    table = {"arrival_ms": [500, 2000], "input_tokens": [3, 7], "output_tokens": [4, 9]}
-    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
-    (tmp_path / "b.csv").write_text("when,what\n1,2\n")
-
-    assert read_trace(tmp_path / "a.parquet").at_s.tolist() == [0.5, 2]
-    with pytest.raises(BadSetting, match="what, when"):
-        read_trace(tmp_path / "b.csv")
 
 
 def test_the_published_prices_give_the_published_arithmetic() -> None:
