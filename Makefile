@@ -163,7 +163,7 @@ bench-serving: $(TOOLS) ## Cold starts against the bare engine; scaling rules ov
 	$(BIN)/python -m outcrop.bench.serving scale-out
 	$(BIN)/outcrop plan simulate --policy all --cold-start-s 120 $(or $(TRACES),benchmarks/traces/bursty-day.csv.gz)
 
-.PHONY: bench-crosscheck bench-ledger validate-plan
+.PHONY: bench-table bench-crosscheck bench-ledger validate-plan
 bench-crosscheck: $(TOOLS) $(FOREIGN)/autocannon/.installed ## Compare our load benchmark with an independent one (npm's autocannon)
 	$(BIN)/python -m outcrop.bench.crosscheck $(ARGS)
 
@@ -176,11 +176,15 @@ $(FOREIGN)/autocannon/.installed: benchmarks/autocannon.json
 bench-ledger: $(TOOLS) ## Compare the ledger's copy-seconds with the process table over ten minutes of scaling
 	$(BIN)/python -m outcrop.bench.ledger $(ARGS)
 
-# Four minutes on two otherwise idle cores.
+# Ten minutes at most: four levels of two minutes each. ARGS="--calibration qwen2.5-14b-a100-40gb" measures simulated copies.
+bench-table: $(TOOLS) ## Measure the published table on this machine and print its rows as Markdown
+	$(BIN)/python -m outcrop.bench.table $(ARGS)
+
+# Five minutes on two otherwise idle cores; prints Markdown. To keep the runs: cp recording-*.json.gz benchmarks/recordings.
 validate-plan: $(TOOLS) ## Record real runs with scaling, replay them in the simulator, print how far it is off
 	$(BIN)/python -m outcrop.bench.recording sample --out recording-sample.json.gz
 	$(BIN)/python -m outcrop.bench.recording simulated --out recording-simulated.json.gz
-	$(BIN)/outcrop plan validate recording-sample.json.gz recording-simulated.json.gz
+	$(BIN)/outcrop plan validate --markdown recording-simulated.json.gz recording-sample.json.gz
 
 audit: $(FOREIGN)/supply/.installed ## Look up known vulnerabilities of everything that is pinned (pip-audit)
 	$(FOREIGN)/supply/bin/python tests/supply/audit.py

@@ -54,8 +54,8 @@ def plans(calibration: str, speedup: float) -> dict[str, Plan]:
             scaling={"slots": 4, "max_copies": 2, "keep_alive_s": 6.0, "window_s": 10.0},
             payload=Payload(tokens_in=Lengths(mean=200), tokens_out=Lengths(mean=80)),
             users=(1, 2, 4),
-            per_level=60,
-            phases=((20, 0.3), (15, 0.9), (12, 0), (20, 0.5), (12, 0), (20, 1.1), (15, 0.2)),
+            per_level=30,
+            phases=((12, 0.3), (10, 0.9), (9, 0), (10, 0.5), (9, 0), (12, 1.1), (10, 0.2)),
         ),
         "simulated": Plan(
             settings={
@@ -63,11 +63,11 @@ def plans(calibration: str, speedup: float) -> dict[str, Plan]:
                 "OUTCROP_SIMULATED": json.dumps(simulated),
                 "OUTCROP_STOP_IDLE": "true",
             },
-            scaling={"slots": 24, "max_copies": 6, "keep_alive_s": 20.0, "window_s": 30.0},
+            scaling={"slots": 24, "max_copies": 6, "keep_alive_s": 12.0, "window_s": 15.0},
             payload=Payload(tokens_in=Lengths(mean=1000), tokens_out=Lengths(mean=220)),
             users=(1, 8, 16, 24),
-            per_level=60,
-            phases=((30, 0.4), (40, 2.0), (40, 4.0), (45, 0), (30, 2.5), (30, 0.5)),
+            per_level=30,
+            phases=((15, 0.4), (20, 2.0), (20, 4.0), (25, 0), (15, 2.5), (8, 0.5)),
         ),
     }
 

@@ -45,7 +45,8 @@ class Recording(Struct, frozen=True):
     """What ``outcrop.bench.recording`` keeps. *closed*: requests of one pinned copy by users at a time; *beside*: of
     *beside_copies* pinned copies, by users of all together.
 
-    *copy_s*: by the ledger, starts and drains included; *cold_start_s*: the mean of the run's own.
+    *copy_s*: by the ledger, starts and drains included; *cold_start_s*: the mean of the run's own. *slip_p99_s*: how
+    late the client sent; latencies count from the intended time, so that much of them is the client's.
     """
 
     closed: dict[str, list[Request]]
@@ -59,6 +60,7 @@ class Recording(Struct, frozen=True):
     cold_starts: int
     cold_start_s: float
     cores: int
+    slip_p99_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from outcrop.delivery.warm_hours import usd
 from outcrop.errors import BadSetting
 from outcrop.planning.advise import Level, advise
 from outcrop.planning.copy_model import CopyModel, Timed, fit
@@ -202,6 +203,30 @@ def test_the_published_prices_give_the_published_arithmetic() -> None:
     assert (round(OLD.break_even, 2), round(NEW.break_even, 2)) == (0.55, 0.76)
     assert (round(OLD.break_even_with_proxy, 2), round(NEW.break_even_with_proxy, 2)) == (0.53, 0.73)
     assert round(730 * OLD.proxy_hour) == 84
+    assert (round(OLD.serverless_copy_hour, 2), round(NEW.serverless_copy_hour, 2)) == (4.71, 3.43)
+
+
+def test_a_single_reserved_copy_is_undercut_by_two_fifths_only_at_a_low_duty() -> None:
+    # One copy and its proxy cost 60 % of the instance's hour: f p + proxy = 0.6 r.
+    duties = [(0.6 * each.copy_hour - each.proxy_hour) / each.serverless_copy_hour for each in (NEW, OLD)]
+
+    assert [round(duty, 2) for duty in duties] == [0.42, 0.31]
+    for prices, duty in zip((NEW, OLD), duties, strict=True):
+        reserved, serverless = constructed_fleet(prices, peaks=[1], means=[duty])
+        assert 1 - serverless / reserved == pytest.approx(0.4)
+
+
+def test_a_tenant_that_is_always_busy_pays_the_published_two_fifths_more_serverless() -> None:
+    week = 7 * 24
+    serverless = windows_usd(174 * 12, NEW) + week * NEW.proxy_hour
+
+    assert round(week * NEW.copy_hour) == 438
+    assert round(serverless) == 616
+    assert round(serverless / (week * NEW.copy_hour) - 1, 2) == 0.41
+
+
+def test_a_call_each_fourteen_minutes_bills_over_a_third_of_the_time() -> None:
+    assert round(usd(14, 730, NEW.unit_minute, 1) / (730 * NEW.serverless_copy_hour), 2) == 0.36
 
 
 def test_a_constructed_portfolio_saves_what_was_published() -> None:

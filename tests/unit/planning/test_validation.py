@@ -60,6 +60,7 @@ def recorded(*, slower: float = 1.0) -> Recording:
         cold_starts=played.starts,
         cold_start_s=2.0,
         cores=2,
+        slip_p99_s=0.004,
     )
 
 
