@@ -111,7 +111,7 @@ def markdown(served: Served, found: Mapping[str, Any]) -> str:
     void = [level["void"] for level in all_levels if level["void"]]
     said = (
         f"{min(counts)} to {max(counts)} requests a level, {failed or 'none'} failed; (users − throughput × latency) / "
-        f"users is at most {100 * little:.1f} %. Intervals of the P95 (95 %): {spans} s; median first token {firsts} s. "
+        f"users is at most {100 * little:.1f} %. P95 within (95 %): {spans} s; first token (median) {firsts} s. "
         f"{found['notes'].get('cold starts', '?')} cold starts; the client took at most {100 * client:.0f} % of a core."
     )
     return "\n".join([*rows, "", said, *(f"**Void: {why}.**" for why in dict.fromkeys(void))])
