@@ -20,9 +20,9 @@ def test_a_load_test_is_run_fitted_and_planned_from(server: Server, model: str, 
     assert done.returncode == 0, done.stderr
     assert "billed windows x units, as Custom Model Import" in done.stderr
     told = json.loads((results / "summary.json").read_text())["levels"]
-    assert {name: level["errors"] for name, level in told.items()} == {"1 users": {}, "2 users": {}}
+    assert {name: level["errors"] for name, level in told.items()} == {"1 user": {}, "2 users": {}}
     assert all(level["tokens_out"] > 0 and level["ttft_p50_s"] > 0 for level in told.values())
-    assert abs(told["1 users"]["tokens_in"] - 40) < 12  # the endpoint's own count of what was meant to be 40
+    assert abs(told["1 user"]["tokens_in"] - 40) < 12  # the endpoint's own count of what was meant to be 40
 
     copy = tmp_path / "copy.json"
     fitted = outcrop(server, "plan", "fit", str(results), "--slots", "4", "--out", str(copy))
