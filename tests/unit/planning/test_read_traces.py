@@ -96,6 +96,13 @@ def test_milliseconds_since_1970_count_from_midnight_of_the_first_day(tmp_path: 
     assert read_trace(tmp_path / "a.csv").at_s.tolist() == [3600]
 
 
+def test_levels_of_a_benchmark_follow_one_another(tmp_path: Path) -> None:
+    rows = [{"level": level, "due_s": at, "tokens_in": 1, "tokens_out": 2} for level in "ab" for at in (3, 0, 5)]
+    (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    assert read_trace(tmp_path / "requests.jsonl").at_s.tolist() == [0, 3, 5, 5, 8, 10]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
@@ -115,11 +122,6 @@ def test_milliseconds_since_1970_count_from_midnight_of_the_first_day(tmp_path: 
         ("a.jsonl", b"[1, 2]\n", "no object"),
         ("a.jsonl", b"{\n", "line 1 is not JSON"),
         ("a.jsonl", b'{"request_id": "r"}\n', "no answered request"),
-        (
-            "a.jsonl",
-            b'{"level": "1", "due_s": 1, "tokens_in": 1, "tokens_out": 1}\n{"level": "2", "due_s": 1}\n',
-            "several levels",
-        ),
     ],
 )
 def test_what_is_no_trace_is_refused_with_the_place(tmp_path: Path, name: str, text: bytes, said: str) -> None:
