@@ -118,7 +118,12 @@ def test_a_body_with_anything_in_place_of_a_value_is_read_or_refused(operation: 
     assert not breaks(shape, read_params)
 
 
-@pytest.mark.parametrize("operation", [op for op in OTHERS if op.model.input_shape], ids=by_name)
+# A stream of events is no document, and is read by nobody.
+@pytest.mark.parametrize(
+    "operation",
+    [op for op in OTHERS if op.model.input_shape and not op.model.has_event_stream_input],
+    ids=by_name,
+)
 @settings(lean, max_examples=int(os.environ.get("OUTCROP_TEST_EXAMPLES", "2")))
 @given(st.data())
 def test_what_is_not_served_is_read_and_refused_alike(operation: Operation, data: st.DataObject) -> None:
