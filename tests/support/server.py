@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Server:
 
     *store_mount*, *log_mount*, *database_mount*: options of a tmpfs that only the server sees in place of its weight
     store, its logs or its registry. *listener*: a socket that the test holds and the server takes, as systemd would
-    hand it over.
+    hand it over. *prefix*: words before the command that starts it.
     """
 
     def __init__(
@@ -45,10 +45,11 @@ class Server:
         log_mount: str | None = None,
         database_mount: str | None = None,
         listener: socket.socket | None = None,
+        prefix: Sequence[str] = (),
         **settings: object,
     ) -> None:
         self.home = home
-        self._prefix: list[str] = []
+        self._prefix = list(prefix)
         self._handed: list[int] = []
         if listener is not None:
             self._handed = [listener.fileno()]

@@ -44,6 +44,9 @@ class Scope:
         return f"{self.date}/{self.region}/{self.service}/aws4_request"
 
 
+_FIELDS = ("Credential", "SignedHeaders", "Signature")
+
+
 @dataclass(frozen=True, slots=True)
 class Authorization:
     scope: Scope
@@ -52,10 +55,18 @@ class Authorization:
 
     @classmethod
     def parse(cls, header: str) -> Authorization:
-        """The parts of an ``Authorization`` header. Raises IncompleteSignature naming what is missing."""
-        parts = (part.partition("=") for part in header[len(ALGORITHM) :].split(","))
-        fields = {name.strip(): value.strip() for name, _, value in parts}
-        for name in ("Credential", "SignedHeaders", "Signature"):
+        """The parts of an ``Authorization`` header. Raises IncompleteSignature naming what is missing.
+
+        Nothing may stand beside them: what is sent twice could be read in two ways, here and by whoever is in between.
+        """
+        fields: dict[str, str] = {}
+        for part in header[len(ALGORITHM) :].split(","):
+            name, _, value = part.partition("=")
+            name = name.strip()
+            if name in fields or (name not in _FIELDS and (name or value)):
+                raise IncompleteSignature("Authorization header must have each parameter once, and be sent once.")
+            fields[name] = value.strip()
+        for name in _FIELDS:
             if not fields.get(name):
                 raise IncompleteSignature(f"Authorization header requires '{name}' parameter.")
         return cls(Scope.parse(fields["Credential"]), tuple(fields["SignedHeaders"].split(";")), fields["Signature"])
