@@ -27,7 +27,7 @@ from tests.support.server import Server, wait_for
 SETTINGS = {"cpu_threads": 1, "probe_s": 1, "drain_s": 20, "log_level": "info"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def port() -> int:
     """A free port that stays the same when a server starts again."""
     with socket.socket() as probe:
@@ -36,11 +36,18 @@ def port() -> int:
         return number
 
 
-@pytest.fixture
-def steady(tmp_path: Path, port: int) -> Iterator[Server]:
-    server = Server(tmp_path / "home", port=port, **SETTINGS).start()
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("steady") / "home", port=port, **SETTINGS).start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def steady(shared: Server) -> Iterator[Server]:
+    """A server without models; after the test, that again, also where it was killed."""
+    yield shared
+    shared.empty()
 
 
 def pids(server: Server) -> list[int]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,7 @@ class Server:
             if options is not None:
                 self._prefix += private_mount(home / folder, options)
         self._settings = settings
+        self._jobs: Counter[str] = Counter()  # by name; the name of a job is its own for ever
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Server:
@@ -104,6 +107,7 @@ class Server:
     def put(self, folder: Path, key: str) -> str:
         """Put a checkpoint's folder into a bucket of the server; its URI."""
         target = self.home / "buckets" / "artifacts" / key
+        shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for path in folder.rglob("*"):
             if path.is_file():
@@ -113,8 +117,9 @@ class Server:
         return f"s3://artifacts/{key}/"
 
     def create_job(self, uri: str, name: str, *, role: str | None = None, **more: Any) -> str:
+        self._jobs[name] += 1
         arn: str = self.client("bedrock").create_model_import_job(
-            jobName=f"job-{name}",
+            jobName=f"job-{name}" if self._jobs[name] == 1 else f"job-{name}-{self._jobs[name]}",
             importedModelName=name,
             roleArn=role or self.credentials.import_role_arn,
             modelDataSource={"s3DataSource": {"s3Uri": uri}},
@@ -139,6 +144,16 @@ class Server:
         assert job["status"] == "Completed", job.get("failureMessage")
         arn: str = job["importedModelArn"]
         return arn
+
+    def empty(self) -> None:
+        """Leave it running without models, whatever a test made of it."""
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        for row in self.admin("/outcrop/v1/aliases")["aliases"]:
+            self.admin(f"/outcrop/v1/aliases/{row['alias']}", "DELETE")
+        bedrock = self.client("bedrock")
+        for model in bedrock.list_imported_models()["modelSummaries"]:
+            bedrock.delete_imported_model(modelIdentifier=model["modelArn"])
 
     def status(self) -> dict[str, Any]:
         return self.admin("/outcrop/v1/status")

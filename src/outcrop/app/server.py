@@ -50,6 +50,7 @@ def serve(settings: Settings, listener: socket.socket) -> int:
     logs.configure(settings.log_level, as_json=settings.log_json)
     # What a crash would dump holds keys and prompts; children inherit it.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    machine.share_heaps()
     return uvloop.run(_serve(settings, listener))
 
 
