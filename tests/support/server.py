@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ class Server:
             if options is not None:
                 self._prefix += private_mount(home / folder, options)
         self._settings = settings
-        self._jobs: Counter[str] = Counter()  # by name; the name of a job is its own for ever
+        self._emptied = 0  # how often; the names of jobs are taken for ever
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Server:
@@ -117,9 +116,8 @@ class Server:
         return f"s3://artifacts/{key}/"
 
     def create_job(self, uri: str, name: str, *, role: str | None = None, **more: Any) -> str:
-        self._jobs[name] += 1
         arn: str = self.client("bedrock").create_model_import_job(
-            jobName=f"job-{name}" if self._jobs[name] == 1 else f"job-{name}-{self._jobs[name]}",
+            jobName=f"job-{name}-{self._emptied}" if self._emptied else f"job-{name}",
             importedModelName=name,
             roleArn=role or self.credentials.import_role_arn,
             modelDataSource={"s3DataSource": {"s3Uri": uri}},
@@ -147,6 +145,7 @@ class Server:
 
     def empty(self) -> None:
         """Leave it running without models, whatever a test made of it."""
+        self._emptied += 1
         if self.process is None or self.process.poll() is not None:
             self.start()
         for row in self.admin("/outcrop/v1/aliases")["aliases"]:
