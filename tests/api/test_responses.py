@@ -131,3 +131,23 @@ def test_what_is_not_served_is_refused_by_name(sdk: openai.OpenAI, asked: Any, p
 def test_a_response_to_follow_must_be_kept(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="resp_none"):
         sdk.responses.create(input="x", previous_response_id="resp_none", **ASKED)
+
+
+def test_the_input_is_counted_as_it_would_be_read(sdk: openai.OpenAI) -> None:
+    asked: Any = {"model": "tiny", "instructions": "be brief", "input": "for each", "tools": [TOOL]}
+    counted = sdk.responses.input_tokens.count(**asked)
+    answer = sdk.responses.create(max_output_tokens=1, **asked)
+
+    assert answer.usage is not None
+    assert counted.input_tokens == answer.usage.input_tokens
+
+
+def test_only_an_allowed_tool_is_called(sdk: openai.OpenAI) -> None:
+    other = {**TOOL, "name": "other"}
+    chosen: Any = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "add"}]}
+    answer = sdk.responses.create(
+        model="tiny", input="for each", tools=[other, TOOL], tool_choice=chosen, max_output_tokens=60,
+        parallel_tool_calls=False,
+    )  # fmt: skip
+
+    assert [item.name for item in answer.output if item.type == "function_call"] == ["add"]

@@ -20,10 +20,10 @@ from outcrop.awswire.documents import decode_object
 from outcrop.errors import InvalidRequest, NotFound, ServiceError
 from outcrop.inference import fields, openai_responses
 from outcrop.inference.answer import AnswerContext
-from outcrop.inference.canonical import Chunk
+from outcrop.inference.canonical import Chunk, GenerateRequest
 from outcrop.inference.openai_responses import ResponseStream
 from outcrop.inference.route import refuse_to_generate
-from outcrop.serving.catalogue import Catalogue
+from outcrop.serving.catalogue import Catalogue, Served
 
 KEPT_BYTES = 32 << 20
 HEARTBEAT = b": waiting for a copy\n\n"
@@ -40,19 +40,9 @@ class Responses:
 
     async def create(self, raw: bytes, principal: Principal, measured: Measured, permit: Permit) -> Response | Stream:
         """Raises InvalidRequest, NotFound for a response to follow that is not kept, and what generation raises."""
-        body = decode_object(raw, "The body is not valid JSON")
-        name = body.get("model")
-        if not isinstance(name, str) or not name:
-            raise InvalidRequest("model is required: the name or ARN of an imported model.", param="model")
-        permit(name, body.get("stream") is True)
-        served = self._catalogue.find(owner_of(name, principal), name)
-        measured.of_engine(served.spec.engine)
-        measured.of_model(served.facts.name, served.facts.model_id)
-        refuse_to_generate(served.facts)
-        followed = body.get("previous_response_id")
-        before = [] if followed is None else self._kept.find(principal.account, followed)[1]
-        request = openai_responses.decode(body, served.facts, before)
-        context = AnswerContext(request_id=measured.request_id, model_label=name, created=measured.created)
+        body, served, before, request = self._read(raw, principal, measured, permit)
+        label = body["model"]
+        context = AnswerContext(request_id=measured.request_id, model_label=label, created=measured.created)
 
         def keep(response: dict[str, Any]) -> None:
             if fields.flag(body, "store") is not False:
@@ -91,6 +81,30 @@ class Responses:
         every_s = self._generation.heartbeat_s
         opened = await stream_when_ready(pending, parts, heartbeat=HEARTBEAT, every_s=every_s, failed=failed)
         return Stream(200, headers, opened)
+
+    async def count_input(self, raw: bytes, principal: Principal, measured: Measured, permit: Permit) -> Response:
+        """How many tokens the same body's input has, as the engine counts them. Raises as ``create`` does."""
+        _, served, _, request = self._read(raw, principal, measured, permit)
+        tokens = await self._generation.count_tokens(served, request, measured)
+        counted = {"object": "response.input_tokens", "input_tokens": tokens}
+        return Response(200, _JSON, msgspec.json.encode(counted))
+
+    def _read(
+        self, raw: bytes, principal: Principal, measured: Measured, permit: Permit
+    ) -> tuple[dict[str, Any], Served, Messages, GenerateRequest]:
+        """The body, its model, what was said before it, and what it asks for with that."""
+        body = decode_object(raw, "The body is not valid JSON")
+        name = body.get("model")
+        if not isinstance(name, str) or not name:
+            raise InvalidRequest("model is required: the name or ARN of an imported model.", param="model")
+        permit(name, body.get("stream") is True)
+        served = self._catalogue.find(owner_of(name, principal), name)
+        measured.of_engine(served.spec.engine)
+        measured.of_model(served.facts.name, served.facts.model_id)
+        refuse_to_generate(served.facts)
+        followed = body.get("previous_response_id")
+        before = [] if followed is None else self._kept.find(principal.account, followed)[1]
+        return body, served, before, openai_responses.decode(body, served.facts, before)
 
     def get(self, principal: Principal, response_id: str) -> Response:
         return Response(200, _JSON, msgspec.json.encode(self._kept.find(principal.account, response_id)[0]))

@@ -339,6 +339,9 @@ class Gateway:
             case "POST", "/v1/responses":
                 measured = self._measured(request, principal, len(body), "Responses")
                 return await self._responses.create(body, principal, measured, permit)
+            case "POST", "/v1/responses/input_tokens":
+                measured = self._measured(request, principal, len(body), "CountTokens")
+                return await self._responses.count_input(body, principal, measured, permit)
             case "GET" | "DELETE", _ if path.startswith("/v1/responses/"):
                 response_id = unquote(path.removeprefix("/v1/responses/"))
                 await self._permissions.own(method, ["responses", response_id], principal, origin)
