@@ -117,6 +117,19 @@ def test_a_token_that_was_used_gives_the_first_job_whatever_else_is_asked(server
     refused(lambda: bedrock.get_model_import_job(jobIdentifier="job-token-b"), "ResourceNotFoundException", 404)
 
 
+def test_a_repeated_call_gives_its_job_though_the_quotas_are_used_up(server: Server, bedrock: Any, model: str) -> None:
+    first = server.create_job("s3://artifacts/none/", "repeated", clientRequestToken="repeated")
+    quota = {"account": server.credentials.account, "quota": "imported-models"}
+    server.admin("/outcrop/v1/access/quotas", "PUT", {**quota, "value": 1})
+    try:
+        again = server.create_job("s3://artifacts/none/", "repeated", clientRequestToken="repeated")
+        refused(lambda: server.create_job("s3://artifacts/none/", "another"), "ServiceQuotaExceededException")
+    finally:
+        server.admin("/outcrop/v1/access/quotas", "PUT", {**quota, "value": None})
+
+    assert again == first
+
+
 def test_pages_stay_whole_while_jobs_are_added(server: Server, bedrock: Any, failed: list[str]) -> None:
     ask = {"nameContains": "paged", "maxResults": 2}
     first = bedrock.list_model_import_jobs(**ask)

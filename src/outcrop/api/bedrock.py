@@ -101,6 +101,10 @@ class Bedrock:
             ended_at=None,
         )
         async with self._counting:
+            # Before the quotas: a call that is repeated because its answer was lost adds nothing to what it began.
+            token = job.client_token
+            if token and (earlier := await asyncio.to_thread(self._registry.job_of_token, job.account, token)):
+                return {"jobArn": self._job_arn(earlier)}
             await self._check_quotas(principal.account)
             stored = await self._importer.submit(job)
         return {"jobArn": self._job_arn(stored)}

@@ -130,7 +130,8 @@ def compatibility_page() -> str:
         "## OpenAI",
         "",
         "`POST /v1/chat/completions`, `POST /v1/completions`, `POST /v1/embeddings`, `GET /v1/models[/{model}]`,",
-        "`POST /v1/responses[/input_tokens]`, `GET` and `DELETE /v1/responses/{id}` ([how-to](../how-to/ask-a-model.md)).",
+        "`POST /v1/responses[/input_tokens]`, `GET` and `DELETE /v1/responses/{id}`",
+        "([how-to](../how-to/ask-a-model.md)).",
     ]
     return "\n".join(parts) + "\n"
 

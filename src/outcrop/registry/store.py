@@ -81,14 +81,8 @@ class Registry:
         Raises NameTaken when a job or a model of that name exists, or a running job will make one.
         """
         with self._engine.begin() as db:
-            if job.client_token is not None:
-                row = db.execute(
-                    sa.select(import_jobs).where(
-                        import_jobs.c.account == job.account, import_jobs.c.client_token == job.client_token
-                    )
-                ).one_or_none()
-                if row is not None:
-                    return _job(row), False
+            if job.client_token is not None and (row := _of_token(db, job.account, job.client_token)) is not None:
+                return _job(row), False
             if db.execute(
                 sa.select(import_jobs.c.job_id).where(
                     import_jobs.c.account == job.account, import_jobs.c.job_name == job.job_name
@@ -112,6 +106,12 @@ class Registry:
             tags = attachments.tag_map(job.request.get("jobTags", ()))
             attachments.put_tags(db, job.account, import_job_resource(job.job_id), tags)
         return job, True
+
+    def job_of_token(self, account: str, client_token: str) -> ImportJob | None:
+        """The job that was created with this token; None when there is none."""
+        with self._engine.connect() as db:
+            row = _of_token(db, account, client_token)
+        return None if row is None else _job(row)
 
     def forget_job(self, job_id: JobId) -> None:
         """Take back a job that was stored and not admitted."""
@@ -263,6 +263,12 @@ def _paged(query: sa.Select[Any], table: sa.Table, kind: str, page: Page) -> sa.
         query = query.where(position > mark if page.ascending else position < mark)
     order = (created.asc(), key.asc()) if page.ascending else (created.desc(), key.desc())
     return query.order_by(*order).limit(page.limit)
+
+
+def _of_token(db: sa.Connection, account: str, client_token: str) -> Any:
+    """The row of the import job that was created with this token."""
+    wanted = (import_jobs.c.account == account, import_jobs.c.client_token == client_token)
+    return db.execute(sa.select(import_jobs).where(*wanted)).one_or_none()
 
 
 def _job(row: sa.Row[Any]) -> ImportJob:
