@@ -157,6 +157,29 @@ async def test_nobody_there_is_an_error_and_a_stop_ends_the_wait(served: StandIn
     assert (found.is_warm, found.calls) == (False, 1)
 
 
+@pytest.mark.parametrize("api", ["openai", "bedrock", "sagemaker"])
+@pytest.mark.parametrize("said", [b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{", b""])
+async def test_who_does_not_speak_http_is_an_error_and_no_end_of_the_daemon(
+    api: str, said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "k" * 20)
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10_000)
+        writer.write(said)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(speak, "127.0.0.1", 0) as server:
+        target = parse(f"{api}:m@http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        await asyncio.to_thread(refuse_ours, target)
+        found = await asyncio.to_thread(lambda: keep(target, caller(target), for_s=0))
+
+    assert not found.is_warm
+    assert found.error
+
+
 async def test_an_answer_that_shows_a_server_of_ours_ends_it(served: StandIn) -> None:
     served.refusals = [(200, {"x-outcrop-timing": "load;dur=1"}, b"{}")]
 

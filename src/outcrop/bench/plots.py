@@ -12,6 +12,7 @@ from pathlib import Path
 from outcrop.errors import BadSetting
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 260, 58, 38, 30, 14
+LEGEND = 15  # height of one line's name below the plot
 COLOURS = ("#0b6e99", "#c4541a", "#4b7f3a", "#7a4b94", "#8a6d1c", "#555555")
 Points = Sequence[tuple[float, float]]
 
@@ -38,8 +39,12 @@ def svg(plot: Plot) -> str:
         across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
         return round(across, 1), round(HEIGHT - BOTTOM - y / y_high * (HEIGHT - BOTTOM - TOP), 1)
 
+    begin = (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT + LEGEND * len(plot.lines)}" width="{WIDTH}" role="img" '
+        f'aria-label="{html.escape(plot.title)}">'
+    )
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" aria-label="{html.escape(plot.title)}">',
+        begin,
         f'<text x="{LEFT}" y="16" class="t">{html.escape(plot.title)}</text>',
     ]
     for value in _ticks(0, y_high):
@@ -59,7 +64,10 @@ def svg(plot: Plot) -> str:
             parts.append(f'<circle cx="{x}" cy="{y}" r="2.5" fill="{colour}"/>')
         path = " ".join(f"{x},{y}" for x, y in (place(*point) for point in drawn))
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
-        parts.append(f'<text x="{LEFT + 8}" y="{TOP + 12 + 14 * number}" fill="{colour}">{html.escape(name)}</text>')
+        # Below the plot, where no line can cross it and a long name has room.
+        at = HEIGHT + LEGEND * number + 10
+        parts.append(f'<rect x="{LEFT}" y="{at - 5}" width="16" height="3" fill="{colour}"/>')
+        parts.append(f'<text x="{LEFT + 22}" y="{at}">{html.escape(name)}</text>')
     return "".join([*parts, "</svg>"])
 
 
@@ -90,7 +98,7 @@ def png(plot: Plot, path: Path) -> None:
     axes.set(title=plot.title, xlabel=plot.x, ylabel=plot.y, ylim=(0, None))
     axes.grid(alpha=0.3)
     if len(plot.lines) > 1:
-        axes.legend()
+        figure.legend(loc="outside lower left", frameon=False, ncols=3)
     figure.savefig(path, dpi=130)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 
 import msgspec
@@ -142,9 +143,13 @@ def write(
     (folder / "summary.json").write_bytes(msgspec.json.format(encoder.encode(kept), indent=1) + b"\n")
     drawn = plots(runs)
     parts = [
-        "".join(f"<p>{key}: {value}</p>" for key, value in notes.items()),
+        "".join(f"<p>{escape(key)}: {escape(value)}</p>" for key, value in notes.items()),
         table([row(summary) for summary in summaries.values()], NAMED),
-        *(f"<p><strong>{name} is void: {s.void}.</strong></p>" for name, s in summaries.items() if s.void),
+        *(
+            f"<p><strong>{escape(name)} is void: {escape(s.void)}.</strong></p>"
+            for name, s in summaries.items()
+            if s.void
+        ),
         _LEGEND,
         *extra,
         *(svg(plot) for plot in drawn),

@@ -46,7 +46,7 @@ def on_cpu(cores: int) -> Served:
         name=f"the sample on llama.cpp, {cores} cores",
         settings={"OUTCROP_CPU_THREADS": "1"},
         scaling={"min_copies": 1, "max_copies": most, "slots": 4},
-        words=("--requests", "120", "--warm-s", "5", "--most-s", "110", "--timeout-s", "60"),
+        words=("--requests", "120", "--warm-s", "5", "--most-s", "120", "--timeout-s", "90"),
     )
 
 
@@ -86,9 +86,10 @@ async def measure(served: Served, out: Path | None) -> dict[str, Any]:
 def markdown(served: Served, found: Mapping[str, Any]) -> str:
     """Rows beside the published ones, and what must be said with them."""
     levels = {level["users"]: level for level in found["levels"].values()}
+    ours_are = f"{served.name}: P95 s, RPM, mean s, copies"
     rows = [
-        f"| users | published: P95 s, RPM, mean s | {served.name}: P95 s, RPM, mean s, copies | RPM ours/published |",
-        "| --- | --- | --- | --- |",
+        f"| users | published: P95 s, RPM, mean s | {ours_are} | requests | RPM ours/published |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for published in TABLE:
         ours = levels.get(published.users)
@@ -96,10 +97,9 @@ def markdown(served: Served, found: Mapping[str, Any]) -> str:
             rows.append(
                 f"| {published.users} | {published.p95_s:.2f}, {published.rpm:g}, {published.mean_s:.2f} "
                 f"| {ours['p95']['value']:.2f}, {ours['rpm']:.3g}, {ours['mean_s']:.2f}, {ours['copies_most'] or '–'} "
-                f"| {ours['rpm'] / published.rpm:.2f} |"
+                f"| {ours['requests']} | {ours['rpm'] / published.rpm:.2f} |"
             )
     all_levels = list(levels.values())
-    counts = [level["requests"] for level in all_levels]
     failed = sum(sum(level["errors"].values()) for level in all_levels)
     little = max(abs(level["little"] or 0.0) for level in all_levels)
     spans = ", ".join(
@@ -110,9 +110,10 @@ def markdown(served: Served, found: Mapping[str, Any]) -> str:
     client = max(level["client_cpu_share"] for level in all_levels)
     void = [level["void"] for level in all_levels if level["void"]]
     said = (
-        f"{min(counts)} to {max(counts)} requests a level, {failed or 'none'} failed; (users − throughput × latency) / "
+        f"{failed or 'No'} requests failed; (users − throughput × latency) / "
         f"users is at most {100 * little:.1f} %. P95 within (95 %): {spans} s; first token (median) {firsts} s. "
-        f"{found['notes'].get('cold starts', '?')} cold starts; the client took at most {100 * client:.0f} % of a core."
+        f"{found['notes'].get('cold starts', '?')} cold starts beside the first copy's; the client took at most "
+        f"{100 * client:.0f} % of a core."
     )
     return "\n".join([*rows, "", said, *(f"**Void: {why}.**" for why in dict.fromkeys(void))])
 

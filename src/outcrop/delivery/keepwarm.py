@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -89,7 +90,7 @@ def refuse_ours(target: Target) -> None:
     except urllib.error.HTTPError as exc:
         with exc:
             is_ours = OURS in exc.headers
-    except OSError:
+    except (OSError, HTTPException):
         return  # no health page: the call itself will say what is wrong
     if is_ours:
         raise OurServer(target)
@@ -155,7 +156,7 @@ def _ask_openai(target: Target, body: dict[str, Any], key: str) -> Answer:
         except (ValueError, KeyError, TypeError, AttributeError):
             name, message = "", ""
         return Answer(name or f"HTTP {exc.code}", message or str(exc), is_ours)
-    except OSError as exc:
+    except (OSError, HTTPException) as exc:
         return Answer(type(exc).__name__, str(exc))
 
 

@@ -16,7 +16,7 @@ from botocore.credentials import Credentials
 from typer.testing import CliRunner
 
 from outcrop.awswire.eventstream import encode_chunk, encode_event, encode_exception, encode_message
-from outcrop.bench import crosscheck, report
+from outcrop.bench import crosscheck, report, table
 from outcrop.bench.drive import Driver, Record, Run, Shape, calibrated
 from outcrop.bench.endpoints import Ask, Bedrock, Heard, Keys, OpenAI, SageMaker
 from outcrop.bench.measures import interval, percentile, ratio, summary
@@ -324,6 +324,42 @@ def test_a_run_that_sent_late_is_void_and_lost_requests_show_in_little() -> None
 def test_the_published_table_is_a_closed_loop_by_its_own_numbers() -> None:
     assert [round(row.mean_s, 2) for row in TABLE] == [5.45, 5.85, 7.22, 8.28]
     assert all(row.mean_s < row.p95_s for row in TABLE)
+
+
+def test_the_published_table_is_told_as_its_page_has_it() -> None:
+    level = {
+        "p95": {"value": 8.05, "low": 7.4, "high": 13.32},
+        "rpm": 50.7,
+        "mean_s": 4.59,
+        "copies_most": 2,
+        "requests": 75,
+        "errors": {"timeout": 3},
+        "little": -0.012,
+        "ttft_p50_s": 1.5,
+        "client_cpu_share": 0.01,
+        "void": None,
+    }
+    few = {**level, "users": 32, "p95": {"value": 9, "low": None, "high": None}, "void": "nothing was answered"}
+    found = {"levels": {"4 users": {**level, "users": 4}, "32 users": few}, "notes": {"cold starts": "1"}}
+
+    lines = table.markdown(table.on_cpu(2), found).splitlines()
+
+    assert lines[2] == "| 4 | 7.96, 41, 5.85 | 8.05, 50.7, 4.59, 2 | 75 | 1.24 |"
+    assert lines[3].startswith("| 32 | 10.44, 232, 8.28 | 9.00,")
+    assert "6 requests failed" in lines[5]
+    assert "at most 1.2 %" in lines[5]
+    assert "7.40–13.32, too few to say s" in lines[5]
+    assert lines[6] == "**Void: nothing was answered.**"
+
+
+def test_both_load_generators_are_told_beside_each_other() -> None:
+    measures = {"mean_s": 1.5, "p50_s": 1.4, "p90_s": 2.0, "rpm": 200.0}
+    result = {"engine": "llama.cpp", "users": 4, "ours": measures, "autocannon": measures}
+
+    lines = crosscheck.markdown([{**result, "ratio": dict.fromkeys(measures, 1.0)}], 10).splitlines()
+
+    assert lines[2] == "| the sample on llama.cpp, 4 users | mean | 1.500 s | 1.500 s | 1.000 |"
+    assert lines[-1] == "|  | requests/min | 200.0 | 200.0 | 1.000 |"
 
 
 def test_a_plot_of_nothing_and_of_names_with_signs_is_still_a_plot(tmp_path: Path) -> None:

@@ -260,6 +260,22 @@ def test_a_copy_that_is_always_busy_is_cheaper_reserved_and_a_rare_one_is_not() 
     assert costs(busy, OLD).own is None
 
 
+def test_the_hybrid_reserves_what_is_up_for_more_than_the_break_even_and_bills_the_rest_by_windows() -> None:
+    always = [(float(at), 10.0) for at in range(0, 36_000, 10)]
+    bursts = [(at + 0.5, 60.0) for at in (3_600.0, 18_000.0) for _ in range(8)]
+    result = play(trace(*always, *bursts), ours(SECONDS))
+    told, shares, hours = costs(result, NEW), load_duration(result), result.span_s / 3600
+
+    above = sum(shares[1:]) / sum(shares)
+    assert shares[0] > NEW.break_even > shares[1]
+    assert told.reserved_copies == 1
+    assert told.hybrid == pytest.approx(
+        hours * (NEW.copy_hour + NEW.proxy_hour + NEW.unit_month / 730) + windows_usd(result.windows * above, NEW)
+    )
+    assert told.hybrid < min(told.serverless, told.reserved)
+    assert told.cheapest == "hybrid"
+
+
 def test_the_advice_is_the_cheapest_that_holds_the_level() -> None:
     day = read_trace(TRACE).first(0.4)
     found = advise(day, COPY, 20, Level(slo_s=60, slow_share=0.2), NEW, most_copies=3)
