@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
@@ -41,8 +42,9 @@ class PriceBook:
         for path in own:
             try:
                 found += _read(path.read_text(), str(path))
-            except OSError as exc:
-                raise BadSetting(f"the price book {path} cannot be read: {exc.strerror}.") from exc
+            except (OSError, UnicodeDecodeError) as exc:
+                why = getattr(exc, "strerror", None) or exc
+                raise BadSetting(f"the price book {path} cannot be read: {why}.") from exc
         return cls(found)
 
     def with_price(self, item: str, usd: Decimal, *, region: str, today: date) -> PriceBook:
@@ -76,13 +78,23 @@ class PriceBook:
 
 def _read(text: str, name: str) -> list[Price]:
     try:
-        entries: Any = tomllib.loads(text).get("price", [])
+        book: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise BadSetting(f"{name} is not valid TOML: {exc}") from exc
-    return [_price(entry, f"{name}, price {number}") for number, entry in enumerate(entries, 1)]
+    entries = book.get("price")
+    if book.keys() != {"price"} or not isinstance(entries, list):
+        raise BadSetting(f"{name} must hold [[price]] entries and nothing else; it has {', '.join(book) or 'nothing'}.")
+    found = [_price(entry, f"{name}, price {number}") for number, entry in enumerate(entries, 1)]
+    named = Counter((price.item, price.region, price.date) for price in found)
+    for (item, region, day), count in named.items():
+        if count > 1:
+            raise BadSetting(f"{name} has {count} prices of {item} in {region} of {day}; keep one.")
+    return found
 
 
-def _price(entry: dict[str, Any], where: str) -> Price:
+def _price(entry: Any, where: str) -> Price:
+    if not isinstance(entry, dict):
+        raise BadSetting(f"{where} is no table; write [[price]] above its fields.")
     if wrong := sorted(_FIELDS ^ entry.keys()):
         raise BadSetting(f"{where}: {', '.join(wrong)} missing or unknown; a price has {', '.join(sorted(_FIELDS))}.")
     try:
@@ -91,6 +103,9 @@ def _price(entry: dict[str, Any], where: str) -> Price:
         raise BadSetting(f'{where}: usd = {entry["usd"]!r} is no number; write it as "2.61".') from exc
     if not usd.is_finite() or usd < 0:
         raise BadSetting(f"{where}: usd = {usd} must be a finite number of at least 0.")
-    if not isinstance(entry["date"], date):
+    for name in ("item", "region", "source"):
+        if not isinstance(entry[name], str) or not entry[name]:
+            raise BadSetting(f"{where}: {name} = {entry[name]!r} must be a text.")
+    if type(entry["date"]) is not date:  # a date with a time of day is one too, by its class
         raise BadSetting(f"{where}: date = {entry['date']!r} is no date; write 2026-07-21, without quotes.")
     return Price(item=entry["item"], region=entry["region"], usd=usd, date=entry["date"], source=entry["source"])

@@ -164,6 +164,13 @@ def test_the_newest_price_known_on_a_day_is_taken_and_every_one_says_whence_it_i
         ('[[price]]\nitem = "x"\nregion = "r"\nusd = "one"\ndate = 2026-01-01\nsource = "s"\n', "is no number"),
         ('[[price]]\nitem = "x"\nregion = "r"\nusd = "-1"\ndate = 2026-01-01\nsource = "s"\n', "at least 0"),
         ('[[price]]\nitem = "x"\nregion = "r"\nusd = "1"\ndate = "2026"\nsource = "s"\n', "is no date"),
+        ('[[price]]\nitem = "x"\nregion = "r"\nusd = "1"\ndate = 2026-01-01T08:00:00Z\nsource = "s"\n', "is no date"),
+        ('[[price]]\nitem = 3\nregion = "r"\nusd = "1"\ndate = 2026-01-01\nsource = "s"\n', "item = 3 must be a text"),
+        ('[[price]]\nitem = "x"\nregion = "r"\nusd = true\ndate = 2026-01-01\nsource = "s"\n', "is no number"),
+        ('[[price]]\nitem = "x"\nregion = "r"\nusd = "1"\ndate = 2026-01-01\nsource = "s"\n' * 2, "2 prices of x in r"),
+        ('[[prices]]\nitem = "x"\n', "it has prices"),
+        ("price = [1]\n", "is no table"),
+        ("", "it has nothing"),
     ],
 )
 def test_a_wrong_price_book_is_refused_by_file_entry_and_field(tmp_path: Path, text: str, said: str) -> None:
