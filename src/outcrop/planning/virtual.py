@@ -177,7 +177,6 @@ class VirtualModel:
 
     def _complete(self, now: float, copy: VirtualCopy) -> None:
         copy.advance(now, self._kappa, self._beside)
-        beside = len(copy.running) - 1
         _, _, at, begun, joined = heapq.heappop(copy.running)
         self._tally.latency_s.append(now - at)
         self.answered_at = now
@@ -186,7 +185,7 @@ class VirtualModel:
         if not copy.running:
             self._tally.busy_s += now - copy.busy_since
             self._work_beside(now, -1)
-        self._rule.served(now - begun, min(beside, joined))
+        self._rule.served(now - begun, joined)  # the live fleet too knows those it found there
         self._active_at = now
         self._schedule(copy)
         if copy.is_retired and not copy.running:
