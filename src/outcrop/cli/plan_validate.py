@@ -71,7 +71,8 @@ def _markdown(runs: Sequence[tuple[Recording, Validation]]) -> str:
     for recording, found in runs:
         latencies = sorted(each.latency_s for each in recording.open)
         most, span = recording.scaling["max_copies"], recording.open[-1].due_s
-        name = f"{recording.engine}, up to {most} copies: {len(latencies)} requests in {span:.0f} s"
+        who = recording.engine if "simulated" in recording.engine else f"the sample on {recording.engine}"
+        name = f"{who}, up to {most} copies: {len(latencies)} requests in {span:.0f} s"
         for number, row in enumerate(found.rows):
             place = f"{name} | {100 * found.load:.0f} % ({100 * found.busiest:.0f} %)" if not number else " | "
             form = {"mean s": "{:.3f} s", "P95 s": "{:.3f} s", "copy-seconds": "{:.1f}"}.get(row.measure, "{:.0f}")
@@ -83,7 +84,7 @@ def _markdown(runs: Sequence[tuple[Recording, Validation]]) -> str:
         p95, model = with_interval(latencies, 0.95), found.fitted.model
         between = "too few requests to say" if p95.low is None else f"between {p95.low:.2f} and {p95.high:.2f} s"
         said.append(
-            f"- {recording.engine}: measured P95 {between} (95 %, order statistics); the client sent late by "
+            f"- {who}: measured P95 {between} (95 %, order statistics); the client sent late by "
             f"{1000 * recording.slip_p99_s:.0f} ms at P99; kappa {model.kappa:.3g}, nu {model.nu:.2g}, "
             f"{recording.cores} cores."
         )

@@ -90,7 +90,7 @@ def test_a_copy_that_was_measured_wrongly_shows_and_fails_the_command(tmp_path: 
     assert CliRunner().invoke(app, ["validate", str(good)]).exit_code == 0
     assert validate(read(bad)).row("P95 s").error > 0.2
     rows = CliRunner().invoke(app, ["validate", str(good), "--markdown"]).output.splitlines()
-    assert rows[2].startswith("| made up, up to 2 copies: 400 requests in ")
+    assert rows[2].startswith("| the sample on made up, up to 2 copies: 400 requests in ")
     assert rows[5].endswith("| +0 |")
     assert "sent late by 4 ms at P99" in rows[-1]
     told = CliRunner().invoke(app, ["validate", str(good), str(bad)])
