@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,15 +16,13 @@ from rich.live import Live
 from rich.table import Table
 
 from outcrop.bench import plots, report
-from outcrop.bench.drive import Driver, Look, Run, Shape, calibrated
-from outcrop.bench.endpoints import Bedrock, Endpoint, Keys, OpenAI, SageMaker
+from outcrop.bench.drive import Driver, Run, Shape, calibrated
 from outcrop.bench.measures import Summary, percentile, ratio, steady, summary
 from outcrop.bench.payloads import Lengths, Payload, read_prompts
 from outcrop.bench.published import TABLE
-from outcrop.cli.client import Client, connect, echo_json, show
+from outcrop.cli.bench_targets import endpoint_of, look_of, windows_of
+from outcrop.cli.client import Client, echo_json, show
 from outcrop.cli.options import expanded
-from outcrop.delivery import targets
-from outcrop.delivery.targets import parse
 from outcrop.errors import BadSetting
 
 app = typer.Typer(help="Measure an endpoint under load: ours, Bedrock, SageMaker, OpenAI.", no_args_is_help=True)
@@ -220,14 +216,14 @@ def _check(told: Told) -> None:
 
 def _run(target: str, load: Load, levels: dict[str, Shape], repeats: int) -> tuple[dict[str, Run], dict[str, int]]:
     endpoint, client = endpoint_of(target, load.home, stream=load.stream)
-    before = _windows(client, endpoint.model)
+    before = windows_of(client, endpoint.model)
     runs: dict[str, Run] = {}
     with _progress() as tell:
         payload = asyncio.run(calibrated(endpoint, load.payload()))
         for name, shape in levels.items():
             for number in range(repeats):
                 label = name if repeats == 1 else f"{name}, {number + 1} of {repeats}"
-                driver = Driver(endpoint, payload, look=_look(client, endpoint.model), progress=tell(label))
+                driver = Driver(endpoint, payload, look=look_of(client, endpoint.model), progress=tell(label))
                 try:
                     done = asyncio.run(driver.run(replace(shape, seed=shape.seed + number)))
                 except KeyboardInterrupt:
@@ -240,69 +236,8 @@ def _run(target: str, load: Load, levels: dict[str, Shape], repeats: int) -> tup
 
 
 def _cost(client: Client | None, model: str, before: dict[str, int]) -> dict[str, int]:
-    after = _windows(client, model)
+    after = windows_of(client, model)
     return {name: after[name] - before.get(name, 0) for name in after}
-
-
-def endpoint_of(text: str, home: Path | None, *, stream: bool) -> tuple[Endpoint, Client | None]:
-    """What *text* names, and our own server when it is ours. Raises BadSetting."""
-    target = parse(text)
-    client = None if target.url else connect(home)
-    if target.api == "openai":
-        if client is not None:
-            return OpenAI(f"{client.url}/v1", target.model, client.credentials.bearer_key, stream=stream), client
-        return OpenAI(target.url, target.model, os.environ.get("OPENAI_API_KEY", ""), stream=stream), None
-    if client is not None:
-        keys = Keys(client.credentials.access_key_id, client.credentials.secret_access_key)
-        url, region = client.url, client.credentials.region
-    else:
-        keys, region = _aws_keys(target)
-        url = target.address(region)
-    made = Bedrock if target.api == "bedrock" else SageMaker
-    return made(url, target.model, keys, region, stream=stream), client
-
-
-def _aws_keys(target: targets.Target) -> tuple[Keys, str]:
-    """Credentials of the AWS chain and the region, which an ARN names itself. Raises BadSetting."""
-    import botocore.session
-
-    session = botocore.session.get_session()
-    found = session.get_credentials()
-    if found is None:
-        raise BadSetting("no AWS credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
-    region = target.region(session.get_config_variable("region") or "us-east-1")
-    return Keys(found.access_key, found.secret_key, found.token), region
-
-
-def _look(client: Client | None, model: str) -> Look | None:
-    """Asks our own server how many copies the model has; None for another's."""
-    if client is None:
-        return None
-
-    def look() -> tuple[int, int, int, int] | None:
-        try:
-            status = client.get("/outcrop/v1/status")
-        except BadSetting:
-            return None
-        mine = [each for each in status["models"] if model in (each["model_name"], each["model_arn"])]
-        copies = [each for each in status["copies"] if model in (each["model_name"], each["model_arn"])]
-        ready = sum(each["state"] in ("ready", "evictable") for each in copies)
-        starting = sum(each["state"] == "starting" for each in copies)
-        return ready, starting, sum(each["held"] for each in mine), sum(each["in_flight"] for each in copies)
-
-    return look
-
-
-def _windows(client: Client | None, model: str) -> dict[str, int]:
-    """Billed windows times units, and cold starts, of the model so far; nothing for another's server."""
-    if client is None:
-        return {}
-    now = int(time.time() * 1000)
-    found = client.get(f"/outcrop/v1/usage/{now - 7_200_000}/{now + 1}")
-    ids = [model_id for model_id, note in found["models"].items() if model in (note["name"], model_id)]
-    ids += [model.rpartition("/")[2]]
-    names = ("window_units", "cold_starts")
-    return {name: sum(row[name] for row in found["rows"] if row["model_id"] in ids) for name in names}
 
 
 def _tell(target: str, runs: dict[str, Run], cost: dict[str, int], told: Told, *, extra: Sequence[str] = ()) -> None:
