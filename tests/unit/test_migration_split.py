@@ -22,8 +22,8 @@ from outcrop.awswire.eventstream import encode_chunk, encode_exception
 from outcrop.errors import EngineFault, InvalidRequest, ModelNotReady, NotAllowed, ServiceError, StorageFull
 from outcrop.registry.migration_records import MigrationRecords
 from outcrop.serving.migration.kept import Footing
-from outcrop.serving.migration.plan import Guards, Plan, Side, read_steps
-from outcrop.serving.migration.runner import Live, Migrations
+from outcrop.serving.migration.plan import Guards, Plan, Side, read_side, read_steps
+from outcrop.serving.migration.runner import MOST_KEEPERS, Live, Migrations
 
 ME = Principal("000000000000", "arn:aws:iam::000000000000:user/me")
 JSON = [("content-type", "application/json")]
@@ -91,7 +91,7 @@ class House:
     async def begin(self, steps: str, *, is_alias: bool = False, **changes: Any) -> Live:
         values: dict[str, Any] = {"guards": Guards(min_requests=5), "keep_pairs": False, "noise_percent": 0, **changes}
         plan = Plan(name="live", source="bedrock:a", target="bedrock:b", steps=read_steps(steps, hold_s=10), **values)
-        footing = Footing(keys=["live"], doors=["invoke"], is_native=True, is_alias=is_alias)
+        footing = Footing(keys=["live"], doors=["invoke", "count"], is_native=True, is_alias=is_alias)
         live = await self.migrations.start(ME.account, plan, footing)
         await self.tick()
         await self.tick()
@@ -316,8 +316,8 @@ async def test_a_row_that_nobody_can_read_keeps_no_server_down(house: House) -> 
 async def test_who_may_not_call_the_name_reaches_neither_side(house: House) -> None:
     await house.begin("100")
 
-    def forbid(request: Request, name: str, principal: Principal, is_endpoint: bool, streams: bool) -> None:
-        assert (name, principal, is_endpoint, streams) == ("live", ME, False, True)
+    def forbid(request: Request, operation: str, name: str, principal: Principal) -> None:
+        assert (operation, name, principal) == ("InvokeModelWithResponseStream", "live", ME)
         raise NotAllowed("no")
 
     house.splitter.permit = forbid
@@ -331,7 +331,7 @@ async def test_only_requests_of_a_migrated_name_are_split(house: House) -> None:
     for method, path in (
         ("POST", "/model/other/invoke"),
         ("GET", "/model/live/invoke"),
-        ("POST", "/model/live/count-tokens"),
+        ("POST", "/endpoints/live/invocations"),
     ):
         scope = {"method": method, "raw_path": path.encode(), "query_string": b"", "headers": [], **ALIVE}
         assert house.splitter.split(Request(cast(Any, scope), cast(Any, None)), path, b"{}", ME) is None
@@ -350,3 +350,50 @@ async def test_a_target_that_cannot_take_over_gives_everything_back(house: House
     await _drive(house, live)
     assert live.state.phase == "rolled-back"
     assert "could not take over: no room" in live.state.reason
+
+
+async def test_a_count_of_tokens_follows_the_split_and_says_nothing_of_the_sides(house: House) -> None:
+    live = await house.begin("100", compare_percent=100)
+    house.answers["b"] = EngineFault("down")
+    request = house.split().request
+    path = "/model/live/count-tokens"
+    split = house.splitter.split(request, path, b'{"input": {}}', ME)
+    assert split is not None
+    answer = await split.handle(request, path, b"", ME)
+    split.answered()
+
+    assert house.asked == ["b", "a"]
+    assert "side=source" in dict(answer.headers)["x-outcrop-migration"]
+    assert not house.splitter.shadows._tasks
+    assert live.kept.target.requests == live.kept.target.failed == live.kept.source.requests == 0
+
+
+async def test_an_accepted_asynchronous_call_counts_as_what_came_of_it(house: House) -> None:
+    live = await house.begin("100")
+    receipts = house.splitter.receipts
+    for place, status in (("s3://b/1", 200), ("s3://b/2", 500), ("s3://b/3", 400), ("s3://b/4", 408)):
+        receipts.accepted(place, live, "target")
+        receipts.processed(place, status)
+        receipts.processed(place, status)
+    receipts.processed("s3://b/nobodys", 500)
+
+    kept = live.kept.target
+    assert (kept.requests, kept.failed, kept.refused) == (4, 2, 1)
+    facts = house.migrations.facts(live).target
+    assert facts.p95_s is None
+    assert facts.errors["AsyncInvocation500"] == 1
+
+
+async def test_a_response_is_followed_where_it_was_given_unless_that_side_lost_the_traffic(house: House) -> None:
+    live = await house.begin("100")
+    live.keeps("resp_1", "source")
+    assert live.keeper("resp_1") is None  # both sides are this server, which has it whatever model gave it
+    live.sides["target"] = read_side("openai:gpt@https://h/v1?key_file=/k")
+    live.keeps("resp_1", "source")
+    live.keeps("resp_2", "target")
+    assert (live.keeper("resp_1"), live.keeper("resp_2"), live.keeper("")) == ("source", "target", None)
+    await house.migrations.order(ME.account, "live", "abort")
+    assert (live.keeper("resp_1"), live.keeper("resp_2")) == ("source", None)
+    for number in range(MOST_KEEPERS + 5):
+        live.keeps(f"resp_{number}", "source")
+    assert len(live._keepers) == MOST_KEEPERS

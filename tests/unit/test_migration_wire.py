@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from outcrop.api.migration import framing
 from outcrop.api.migration.calls import Bound, Call, addressed, bound, call_of
-from outcrop.api.migration.reading import Pieces, StreamFailed, read
+from outcrop.api.migration.reading import Pieces, StreamFailed, read, response_id
 from outcrop.awswire.eventstream import encode_chunk, encode_event, encode_exception, encode_message
 from outcrop.errors import EngineFault, InvalidRequest, ModelNotReady, ServiceError, ShuttingDown, Throttled
 from outcrop.serving.migration.plan import Side, read_side
@@ -21,6 +21,22 @@ HERE, ENDPOINT = read_side("bedrock:m"), read_side("sagemaker:e")
 THERE = read_side("bedrock:m@https://h?region=us-east-1")
 OPENAI = read_side("openai:gpt@https://h/v1?key_file=/k")
 CHAT = {"model": "live", "messages": [{"role": "user", "content": "x"}]}
+
+
+FOLLOWING = {"model": "live", "input": "x", "previous_response_id": "resp_1"}
+ASKING = {
+    "input": {"text": "q"},
+    "retrieveAndGenerateConfiguration": {
+        "type": "EXTERNAL_SOURCES",
+        "externalSourcesConfiguration": {"modelArn": "live", "sources": [{"sourceType": "BYTE_CONTENT"}]},
+    },
+}
+
+
+def asking(model: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(ASKING))
+    found["retrieveAndGenerateConfiguration"]["externalSourcesConfiguration"]["modelArn"] = model
+    return found
 
 
 def call(path: str, body: Any) -> Call:
@@ -46,7 +62,12 @@ def test_requests_for_inference_are_told_by_their_path_and_name() -> None:
     assert addressed("/model/m/converse-stream") == ("converse", "m")
     assert addressed("/endpoints/e/invocations-response-stream") == ("sagemaker", "e")
     assert addressed("/v1/chat/completions") == ("chat", None)
-    for path in ("/model/m/count-tokens", "/endpoints/e/async-invocations", "/v1/models", "/model-import-jobs"):
+    assert addressed("/model/m/count-tokens") == ("count", "m")
+    assert addressed("/endpoints/e/async-invocations") == ("async", "e")
+    assert addressed("/v1/responses") == ("responses", None)
+    assert call("/retrieveAndGenerate", ASKING).name == "live"
+    assert call_of("retrieve", None, "/retrieveAndGenerate", b'{"retrieveAndGenerateConfiguration":{}}') is None
+    for path in ("/v1/models", "/v1/responses/resp_1", "/model-import-jobs", "/endpoints/e"):
         assert addressed(path) is None
     assert call_of("chat", None, "/v1/chat/completions", b"[1]") is None
     assert call_of("chat", None, "/v1/chat/completions", b'{"model": 3}') is None
@@ -92,6 +113,22 @@ def test_requests_for_inference_are_told_by_their_path_and_name() -> None:
             ("sagemaker", "/endpoints/e/invocations", {"messages": CHAT["messages"]}),
         ),
         ("/v1/completions", {"model": "live", "prompt": "x"}, THERE, None),
+        ("/v1/responses", FOLLOWING, HERE, ("responses", "/v1/responses", {**FOLLOWING, "model": "m"})),
+        ("/v1/responses", FOLLOWING, OPENAI, ("responses", "/responses", {**FOLLOWING, "model": "gpt"})),
+        ("/v1/responses", FOLLOWING, THERE, None),
+        ("/v1/responses", FOLLOWING, ENDPOINT, None),
+        ("/model/live/count-tokens", {"input": {}}, HERE, ("count", "/model/m/count-tokens", {"input": {}})),
+        ("/model/live/count-tokens", {"input": {}}, THERE, ("count", "/model/m/count-tokens", {"input": {}})),
+        ("/model/live/count-tokens", {"input": {}}, ENDPOINT, None),
+        ("/retrieveAndGenerate", ASKING, HERE, ("retrieve", "/retrieveAndGenerate", asking("m"))),
+        ("/retrieveAndGenerate", ASKING, THERE, None),
+        (
+            "/endpoints/live/async-invocations",
+            {"p": 1},
+            ENDPOINT,
+            ("async", "/endpoints/e/async-invocations", {"p": 1}),
+        ),
+        ("/endpoints/live/async-invocations", {"prompt": "x"}, HERE, None),
         (
             "/v1/embeddings",
             {"model": "live", "input": "x"},
@@ -104,6 +141,19 @@ def test_a_call_is_asked_of_another_service_as_that_takes_it_or_not_at_all(
     path: str, body: Any, side: Side, said: Any
 ) -> None:
     assert taken(path, body, side) == said
+
+
+def test_a_call_needs_the_permission_of_its_own_operation() -> None:
+    asked = {
+        "/endpoints/e/async-invocations": "InvokeEndpointAsync",
+        "/endpoints/e/invocations-response-stream": "InvokeEndpointWithResponseStream",
+        "/model/m/count-tokens": "CountTokens",
+        "/model/m/converse": "InvokeModel",
+    }
+    for path, operation in asked.items():
+        assert call(path, {}).operation == operation
+    assert call("/v1/responses", {**FOLLOWING, "stream": True}).operation == "InvokeModelWithResponseStream"
+    assert call("/retrieveAndGenerate", ASKING).operation == "InvokeModel"
 
 
 def test_a_body_that_needs_no_change_keeps_its_bytes() -> None:
@@ -135,6 +185,11 @@ STREAMS = {
     + part(b"data: [DONE]\n\n"),
     "chat": b': waiting\n\ndata: {"choices":[{"delta":{"content":"a b"}}]}\n\ndata: {"choices":[{"delta":{"content":" c"}}]}\n\n'
     b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\ndata: [DONE]\n\n',
+    "responses": b'event: response.created\ndata: {"type":"response.created","response":{"id":"resp_1","usage":null}}\n\n'
+    b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"a b"}\n\n'
+    b'data: {"type":"response.output_text.delta","delta":" c"}\n\n'
+    b'data: {"type":"response.completed","response":{"id":"resp_1","output":[{"type":"message","content":'
+    b'[{"type":"output_text","text":"a b c"}]}],"usage":{"input_tokens":3,"output_tokens":2}}}\n\n',
 }
 
 
@@ -172,14 +227,32 @@ def test_a_stream_in_another_doors_frames_says_the_same(source: Any, caller: Any
         ("chat", b'data: {"error":{"message":"died","code":"engine_error"}}\n\n', "engine_error"),
         ("sagemaker", encode_exception("ModelStreamError", "died"), "ModelStreamError"),
         ("sagemaker", part(b'data: {"error":{"message":"died"}}\n\n'), "error"),
+        ("responses", b'data: {"type":"error","code":"engine_error","message":"died"}\n\n', "engine_error"),
+        (
+            "responses",
+            b'data: {"type":"response.failed","response":{"error":{"code":"engine_error","message":"died"}}}\n\n',
+            "engine_error",
+        ),
     ],
 )
 def test_a_stream_that_breaks_is_told_by_name(door: Any, raw: bytes, name: str) -> None:
     assert read(door, raw, is_stream=True).error == name
     with pytest.raises(StreamFailed, match="died"):
         Pieces(door).feed(raw)
-    for caller in ("invoke", "sagemaker", "chat"):
+    for caller in ("invoke", "sagemaker", "chat", "responses"):
         assert read(caller, framing.broken(caller, EngineFault("died")), is_stream=True).error  # type: ignore[arg-type]
+
+
+def test_what_a_model_says_of_errors_breaks_no_stream_of_a_response() -> None:
+    said = json.dumps({"type": "response.output_text.delta", "delta": '{"type": "error"}'})
+
+    assert read("responses", f"data: {said}\n\n".encode(), is_stream=True).error == ""
+
+
+def test_the_id_of_a_response_is_found_whole_and_at_the_beginning_of_its_stream() -> None:
+    whole = b'{"previous_response_id":"resp_0", "id": "resp_1","output":[{"id":"msg_1"}]}'
+    assert response_id(whole) == response_id(STREAMS["responses"]) == "resp_1"
+    assert response_id(b'{"id":"chatcmpl-1"}') == ""
 
 
 def test_bytes_that_are_no_stream_are_an_error_and_no_defect() -> None:
@@ -196,6 +269,9 @@ def test_bytes_that_are_no_stream_are_an_error_and_no_defect() -> None:
         ([{"generated_text": "t"}], "t"),
         ({"output": {"message": {"content": [{"text": "t"}]}}}, "t"),
         ({"choices": [{"message": {"content": None, "tool_calls": [{"function": {"name": "f"}}]}}]}, '[{"name":"f"}]'),
+        ({"output": {"text": "t"}}, "t"),
+        ({"output": [{"type": "message", "content": [{"type": "output_text", "text": "t"}]}]}, "t"),
+        ({"output": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "{}"),
         ({"verdict": "ok"}, '{"verdict": "ok"}'),
     ],
 )

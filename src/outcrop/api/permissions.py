@@ -93,10 +93,13 @@ class Permissions:
         action = "bedrock:InvokeModelWithResponseStream" if streams else "bedrock:InvokeModel"
         self.authorizer.check(principal, action, self.model_arn(model, principal), origin)
 
-    def invoke_endpoint(self, endpoint: str, principal: Principal, origin: Origin, *, streams: bool) -> None:
-        """Whether *principal* may call an endpoint that need not be one here. Raises NotAllowed."""
-        action = actions.action_of("sagemaker", f"InvokeEndpoint{'WithResponseStream' if streams else ''}")
-        resource = actions.arn("sagemaker", "endpoint", self._region, principal.account, endpoint.lower())
+    def named(self, operation: str, name: str, principal: Principal, origin: Origin) -> None:
+        """Whether *principal* may ask for inference of a name that need not be one here. Raises NotAllowed."""
+        if operation.startswith("InvokeEndpoint"):
+            action = actions.action_of("sagemaker", operation)
+            resource = actions.arn("sagemaker", "endpoint", self._region, principal.account, name.lower())
+        else:
+            action, resource = actions.action_of("bedrock", operation), self.model_arn(name, principal)
         self.authorizer.check(principal, action, resource, origin)
 
     def look(self, model: str | None, principal: Principal, origin: Origin) -> None:

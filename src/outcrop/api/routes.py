@@ -319,10 +319,9 @@ class Gateway:
 
         return await self._sagemaker.handle(request, path, body, principal, begin, enter)
 
-    def _permit(self, request: Request, name: str, principal: Principal, is_endpoint: bool, streams: bool) -> None:
+    def _permit(self, request: Request, operation: str, name: str, principal: Principal) -> None:
         """Whether *principal* may call a name that is being migrated, wherever it is answered. Raises NotAllowed."""
-        ask = self._permissions.invoke_endpoint if is_endpoint else self._permissions.invoke
-        ask(name, principal, origin_of(request), streams=streams)
+        self._permissions.named(operation, name, principal, origin_of(request))
 
     async def _openai_route(self, request: Request, path: str, body: bytes, principal: Principal) -> Response | Stream:
         origin = origin_of(request)

@@ -67,14 +67,16 @@ OPERATIONS = {
 class SageMakerRuntime:
     """Handlers by operation name; parameters are already parsed and validated against the service model.
 
-    *folder*: where accepted asynchronous calls are kept.
+    *folder*: where accepted asynchronous calls are kept. *processed* hears where the output of one is to be, and the
+    status that came of it.
     """
 
     def __init__(self, endpoints: Endpoints, records: SageMakerRecords, folder: Path) -> None:
         self._endpoints = endpoints
         self._records = records
         self._callees = Callees(endpoints, DataCapture(endpoints.object_path), Shadows(endpoints))
-        self._queue = AsyncQueue(folder, process=self._process, put=self._put)
+        self.processed: Callable[[str, int], None] = lambda place, status: None
+        self._queue = AsyncQueue(folder, process=self._process, put=self._put, done=self._is_done)
         self.handlers: dict[str, Handler] = {name: getattr(self, method) for name, method in OPERATIONS.items()}
 
     async def resume(self) -> None:
@@ -222,6 +224,9 @@ class SageMakerRuntime:
             if endpoint.status != "Creating" or time.time() > until:
                 return endpoint
             await asyncio.sleep(0.2)
+
+    def _is_done(self, job: Job, status: int) -> None:
+        self.processed(job.output, status)
 
     def _put(self, place: str, content: bytes) -> None:
         path = self._endpoints.object_path(place)

@@ -118,6 +118,7 @@ async def running(
         await migrations.load()
         sides = Sides(timeout_s=settings.request_timeout_s)
         splitter = Splitter(migrations, sides, observers.recorder, Shadows)
+        sagemaker.runtime.processed = splitter.receipts.processed
         is_ready = False
         parts = Parts(
             settings=settings,

@@ -43,7 +43,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AsyncQueue:
-    """The calls of one server. *process* answers one (its status and body); *put* writes an object to a place."""
+    """The calls of one server. *process* answers one (its status and body); *put* writes an object to a place.
+
+    *done* hears the status of each once its output is there.
+    """
 
     def __init__(
         self,
@@ -51,10 +54,12 @@ class AsyncQueue:
         *,
         process: Callable[[Job, bytes | None], Awaitable[tuple[int, bytes]]],
         put: Callable[[str, bytes], None],
+        done: Callable[[Job, int], None],
     ) -> None:
         self._folder = folder
         self._process = process
         self._put = put
+        self._done = done
         self._background = Background()
         self._gates: dict[tuple[str, str], asyncio.Semaphore] = {}
         self.waiting = 0
@@ -104,6 +109,7 @@ class AsyncQueue:
                 else:
                     status, answer = await self._process(job, body)
                 await self._written(job.output if status < 400 else job.failure, answer)
+                self._done(job, status)
             await asyncio.to_thread(self._forget, name)
         except Exception:
             log.exception("an asynchronous call hit a defect; the next start takes it up again", file=name)

@@ -39,15 +39,20 @@ class Bench:
         self.seen: list[bytes | None] = []
         self.written: dict[str, bytes] = {}
         self.refusals = 0
+        self.told: list[tuple[str, int]] = []
         self._status = status
         self._hangs = hangs
-        self.queue = AsyncQueue(folder, process=self._process, put=self._put)
+        self.queue = AsyncQueue(folder, process=self._process, put=self._put, done=self._done)
 
     async def _process(self, asked: Job, body: bytes | None) -> tuple[int, bytes]:
         self.seen.append(body)
         if self._hangs:
             await asyncio.sleep(60)
         return self._status, b"answer"
+
+    def _done(self, asked: Job, status: int) -> None:
+        assert asked.output not in self.written or status < 400
+        self.told.append((asked.output, status))
 
     def _put(self, place: str, content: bytes) -> None:
         self.written[place] = content
@@ -64,6 +69,7 @@ async def test_an_answer_goes_to_its_place_and_a_failure_to_its_own(tmp_path: Pa
         await bench.queue.accept(job(), b"question")
         await bench.done()
         assert (bench.seen, bench.written) == ([b"question"], {place: b"answer"})
+        assert bench.told == [("out", status)]
         assert names(tmp_path) == []
 
 

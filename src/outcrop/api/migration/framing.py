@@ -8,7 +8,7 @@ import msgspec
 
 from outcrop.api.bedrock_runtime import EVENT_STREAM
 from outcrop.api.migration.calls import OPENAI_DOORS, Door
-from outcrop.api.wire_errors import AWS, openai_error, wire_error
+from outcrop.api.wire_errors import AWS, OPENAI, openai_error, wire_error
 from outcrop.awswire.eventstream import encode_chunk, encode_exception, encode_message
 from outcrop.errors import (
     EngineFault,
@@ -36,6 +36,7 @@ _KEPT = {
         "x-amzn-sagemaker-closed-session-id",
         "x-amzn-sagemaker-content-type",
     ),
+    "async": ("x-amzn-sagemaker-outputlocation", "x-amzn-sagemaker-failurelocation"),
 }
 _ALWAYS = ("x-amz-retry-after", "retry-after", "x-amzn-errortype")
 _OPENAI_ERRORS: Mapping[str, type[ServiceError]] = {"model_not_ready": ModelNotReady}
@@ -76,6 +77,9 @@ def last(door: Door) -> bytes:
 
 def broken(door: Door, exc: ServiceError) -> bytes:
     """The last words of an open stream that breaks off."""
+    if door == "responses":
+        event = {"type": "error", "code": wire_error(exc, OPENAI)[0], "message": exc.message, "param": None}
+        return b"event: error\ndata: " + msgspec.json.encode({**event, "sequence_number": 0}) + b"\n\n"
     if door in OPENAI_DOORS:
         return b"data: " + openai_error(exc).body + b"\n\n"
     if door == "sagemaker":

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from outcrop.access.identities import Principal
-from outcrop.api.migration.calls import BEDROCK_DOORS, OPENAI_DOORS, Door
+from outcrop.api.migration.calls import BEDROCK_DOORS, ENDPOINT_DOORS, OPENAI_DOORS, Door
 from outcrop.api.migration.keys import Keyring
 from outcrop.errors import InvalidRequest, ModelNotFound
 from outcrop.serving.catalogue import Catalogue
@@ -18,7 +18,7 @@ from outcrop.serving.migration.plan import Plan, Side, read_plan, read_side
 from outcrop.serving.migration.runner import Live, Migrations
 
 _MODEL_DOORS: tuple[Door, ...] = (*BEDROCK_DOORS, *OPENAI_DOORS)
-_DOORS: tuple[Door, ...] = (*_MODEL_DOORS, "sagemaker")
+_DOORS: tuple[Door, ...] = (*_MODEL_DOORS, *ENDPOINT_DOORS)
 
 
 class MigrationOrders:
@@ -84,7 +84,7 @@ class MigrationOrders:
             if doors and not is_alias:
                 keys = [served.record.model_name, served.record.model_id, served.facts.arn]
         if endpoint is not None and source.is_local and source.kind == "sagemaker" and source.name == plan.name:
-            doors.append("sagemaker")
+            doors += ENDPOINT_DOORS
         if not doors and (served is not None or endpoint is not None):
             what = "alias or model" if served is not None else "endpoint"
             raise InvalidRequest(

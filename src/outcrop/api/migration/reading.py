@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,10 @@ import msgspec
 
 from outcrop.api.migration.calls import OPENAI_DOORS, Door
 from outcrop.awswire.eventstream import BrokenFrame, Decoder, Message
+
+_RESPONSE_ID = re.compile(rb'"id"\s*:\s*"(resp[\w-]{1,200})"')
+# How an event of a Responses stream begins that says that it failed; what a model says stands in its strings, escaped.
+_FAILED = re.compile(rb'(?<!\\)"type"\s*:\s*"(response\.failed|error)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +78,15 @@ class Pieces:
                 continue
             if not line or line == b"[DONE]":
                 continue
-            if line.startswith(b'{"error"'):
+            if line.startswith(b'{"error"') or (self._door == "responses" and _FAILED.search(line)):
                 raise _told(line)
             yield line
+
+
+def response_id(data: bytes) -> str:
+    """The id of the response that *data*, the whole of it or its first events, is of; empty where it has none."""
+    found = _RESPONSE_ID.search(data)
+    return found[1].decode() if found else ""
 
 
 def read(door: Door, data: bytes, *, is_stream: bool) -> Heard:
@@ -129,7 +140,15 @@ def _texts(said: Any) -> Iterator[Any]:
                 yield message.get("content")
                 if calls := message.get("tool_calls"):
                     yield msgspec.json.encode([call.get("function") for call in _mappings(calls)]).decode()
+    if str(said.get("type", "")) in ("response.output_text.delta", "response.function_call_arguments.delta"):
+        yield said.get("delta")
     answer = said.get("output")
+    for item in _mappings(answer):  # of a response
+        yield item.get("arguments")
+        for part in _mappings(item.get("content")):
+            yield part.get("text") if part.get("type") == "output_text" else None
+    if isinstance(answer, Mapping):
+        yield answer.get("text")
     if isinstance(answer, Mapping) and isinstance(turn := answer.get("message"), Mapping):
         for block in _mappings(turn.get("content")):
             yield block.get("text")
@@ -144,11 +163,14 @@ def _texts(said: Any) -> Iterator[Any]:
 def _tokens(said: Any) -> tuple[int, int]:
     if not isinstance(said, Mapping):
         return 0, 0
-    usage = said.get("usage") or (said.get("metadata") or {}).get("usage") or {}
+    usage: Any = next(
+        (found for place in (said, *map(said.get, ("metadata", "response"))) if (found := _usage(place))), {}
+    )
     metrics = said.get("amazon-bedrock-invocationMetrics") or {}
     places = (
         (usage, "prompt_tokens", "completion_tokens"),
         (usage, "inputTokens", "outputTokens"),
+        (usage, "input_tokens", "output_tokens"),
         (metrics, "inputTokenCount", "outputTokenCount"),
         (said, "prompt_token_count", "generation_token_count"),
     )
@@ -157,6 +179,10 @@ def _tokens(said: Any) -> tuple[int, int]:
             out = place.get(tokens_out)
             return place[tokens_in], out if isinstance(out, int) else 0
     return 0, 0
+
+
+def _usage(said: Any) -> Any:
+    return said.get("usage") if isinstance(said, Mapping) else None
 
 
 def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
@@ -175,7 +201,8 @@ def _failed(message: Message) -> StreamFailed:
 
 def _told(line: bytes) -> StreamFailed:
     try:
-        error = msgspec.json.decode(line)["error"]
+        said = msgspec.json.decode(line)
+        error = (said.get("response") or said).get("error") or said
         return StreamFailed(str(error.get("code") or error.get("type") or "error"), str(error.get("message") or ""))
     except (msgspec.DecodeError, AttributeError):
         return StreamFailed("error", line.decode(errors="replace"))

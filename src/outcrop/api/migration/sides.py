@@ -22,7 +22,7 @@ from outcrop.api.holding import HEADER as HOLD
 from outcrop.api.http import Request, Response, Stream
 from outcrop.api.listener.exchange import LEFT
 from outcrop.api.migration import framing
-from outcrop.api.migration.calls import OPENAI_DOORS, Bound, Call, Door
+from outcrop.api.migration.calls import BEDROCK_DOORS, ENDPOINT_DOORS, OPENAI_DOORS, Bound, Call, Door
 from outcrop.api.migration.keys import Keyring, tls_context
 from outcrop.api.migration.reading import Pieces, StreamFailed
 from outcrop.awswire.eventstream import BrokenFrame
@@ -45,6 +45,12 @@ _PASSED = (
     "x-amzn-sagemaker-inference-id",
     "x-amzn-sagemaker-session-id",
     "x-amzn-sagemaker-target-model",
+    "x-amzn-sagemaker-content-type",
+    "x-amzn-sagemaker-inputlocation",
+    "x-amzn-sagemaker-filename",
+    "x-amzn-sagemaker-s3outputpathextension",
+    "x-amzn-sagemaker-requestttlseconds",
+    "x-amzn-sagemaker-invocationtimeoutseconds",
     "x-amzn-bedrock-accept",
     "x-amzn-bedrock-trace",
     "traceparent",
@@ -104,8 +110,8 @@ class Sides:
 
     def bind(self, *, bedrock: Handler, openai: Handler, sagemaker: Handler) -> None:
         """Where this server's own doors are."""
-        self._handlers = {"invoke": bedrock, "converse": bedrock, "sagemaker": sagemaker}
-        self._handlers = {**self._handlers, **dict.fromkeys(OPENAI_DOORS, openai)}
+        doors = ((BEDROCK_DOORS, bedrock), (OPENAI_DOORS, openai), (ENDPOINT_DOORS, sagemaker))
+        self._handlers = {door: handler for names, handler in doors for door in names}
 
     async def aclose(self) -> None:
         if self._client is not None:
@@ -231,7 +237,7 @@ async def _silent() -> dict[str, Any]:
 
 
 def _signed(side: Side, keys: Keys, host: str, path: str, bound: Bound, question: Question) -> str:
-    content_type = question.request.header_map().get("content-type", _JSON) if bound.door == "sagemaker" else _JSON
+    content_type = question.request.header_map().get("content-type", _JSON) if bound.door in ENDPOINT_DOORS else _JSON
     timestamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     service = "sagemaker" if side.kind == "sagemaker" else "bedrock"
     return head(

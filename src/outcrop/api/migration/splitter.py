@@ -16,7 +16,8 @@ from outcrop.access.identities import Principal
 from outcrop.api.http import Request, Response, Stream
 from outcrop.api.migration import framing
 from outcrop.api.migration.calls import Bound, Call, addressed, bound, call_of
-from outcrop.api.migration.reading import Pieces, StreamFailed, read
+from outcrop.api.migration.reading import Pieces, StreamFailed, read, response_id
+from outcrop.api.migration.receipts import Receipts
 from outcrop.api.migration.sides import Asked, Question, Sides
 from outcrop.awswire.eventstream import BrokenFrame
 from outcrop.errors import EngineFault, EngineMissing, ModelNotReady, NotAllowed, Refused, ServiceError
@@ -33,10 +34,10 @@ MOST_COMPARED_BYTES = 4 << 20  # of one answer; a longer one is given, and not c
 _OTHER: dict[SideName, SideName] = {"source": "target", "target": "source"}
 
 
-Permit = Callable[[Request, str, Principal, bool, bool], None]
+Permit = Callable[[Request, str, str, Principal], None]  # (request, operation, name, caller): raises NotAllowed
 
 
-def _refuse(request: Request, name: str, principal: Principal, is_endpoint: bool, streams: bool) -> None:
+def _refuse(request: Request, operation: str, name: str, principal: Principal) -> None:
     """Until somebody says who may."""
     raise NotAllowed("Nobody may call what is being migrated.")
 
@@ -51,6 +52,7 @@ class Splitter:
         self.sides = sides
         self.recorder = recorder
         self.shadows = shadows(self)
+        self.receipts = Receipts(migrations)
         self.permit: Permit = _refuse
 
     def split(self, request: Request, path: str, body: bytes, principal: Principal) -> Split | None:
@@ -82,6 +84,9 @@ class Splitter:
         fell_back: bool = False,
         excused: bool = False,
     ) -> None:
+        """Note what came of asking a side. A count of tokens is no inference, and says nothing of the side."""
+        if split.call.door == "count":
+            return
         heard = read(asked.door, data, is_stream=split.call.is_stream) if data else None
         seen = Observation(
             at=time.monotonic(),
@@ -113,6 +118,7 @@ class Split:
         self._bound: dict[SideName, Bound | None] = {}
         self._given: SideName | None = None
         self._is_shadowed = False
+        self._is_tied = False  # to the side that has what this one follows
 
     def bound(self, side: SideName) -> Bound | None:
         """How the side is asked for it; None when it cannot be."""
@@ -132,16 +138,19 @@ class Split:
 
         The caller must be allowed to call the name, since a side elsewhere is asked with the server's own keys.
         """
-        self._splitter.permit(request, self.call.name, principal, self.call.door == "sagemaker", self.call.is_stream)
-        chosen = self.live.side_for(self.caller)
+        self._splitter.permit(request, self.call.operation, self.call.name, principal)
+        keeper = self.live.keeper(self.call.followed)
+        self._is_tied = keeper is not None
+        chosen = keeper or self.live.side_for(self.caller)
         if self.bound(chosen) is None:
             return await self._unable(chosen)
         if chosen == "source":
             asked = await self.ask("source")
             return self._give(asked) if asked.error is None else self._fail(asked, "primary")
         plan = self.live.plan
-        can_fall_back = plan.fallback and self.live.is_open and self.bound("source") is not None
-        wants_cold_source = plan.cold == "source" and self.bound("source") is not None
+        has_source = self.bound("source") is not None and not self._is_tied
+        can_fall_back = plan.fallback and self.live.is_open and has_source
+        wants_cold_source = plan.cold == "source" and has_source
         hold_s = 0.0 if wants_cold_source else plan.fallback_after_s if can_fall_back else None
         asked = await self.ask("target", hold_s=hold_s)
         if asked.error is None:
@@ -153,7 +162,7 @@ class Split:
 
     def answered(self) -> None:
         """The caller has its first byte: from now on the other side may be asked."""
-        if self._given is None or self._is_shadowed:
+        if self._given is None or self._is_shadowed or self._is_tied or not self.call.is_compared:
             return
         self._is_shadowed = True
         self._splitter.shadows.after(self, self._given)
@@ -199,7 +208,12 @@ class Split:
             )
         headers = [*headers, (HEADER, self._note(asked.side, reason))]
         if isinstance(response, Response):
-            self._splitter.observe(self, asked, "ok", role, data=response.body)
+            self._keep_id(asked, response.body)
+            place = asked.said.get("x-amzn-sagemaker-outputlocation", "")
+            if call.door != "async":
+                self._splitter.observe(self, asked, "ok", role, data=response.body)
+            elif side.is_local:
+                self._splitter.receipts.accepted(place, self.live, asked.side)
             self._settle(response.body)
             return Response(response.status, headers, response.body)
         parts = self._watched(response, asked, role)
@@ -245,6 +259,7 @@ class Split:
                     size += len(part)
                     if number == 1:
                         first_s = time.perf_counter() - asked.begun
+                        self._keep_id(asked, part)
                     if size <= MOST_COMPARED_BYTES:
                         kept.append(part)
                     yield part
@@ -262,6 +277,10 @@ class Split:
             if has_ended:
                 outcome: Outcome = "failed" if error else "ok"
                 self._splitter.observe(self, asked, outcome, role, data=data, seconds=first_s, error=error)
+
+    def _keep_id(self, asked: Asked, data: bytes) -> None:
+        if asked.door == "responses":
+            self.live.keeps(response_id(data), asked.side)
 
     def _settle(self, data: bytes | None) -> None:
         """What the caller got, for a comparison; None when there is nothing to compare with."""

@@ -22,7 +22,7 @@ class Observation(Struct, frozen=True, kw_only=True):
     """One answer of one side. *at*: the caller's monotonic clock, in s, when it ended.
 
     *seconds*: to the end of a whole answer, to the first part of a stream. *refused*: both sides refuse it, so the
-    caller got it wrong. *primary*: the caller got it, or would have without *fell_back*.
+    caller got it wrong. *primary*: the caller got it, or would have without *fell_back*. *is_timed*: somebody waited.
     """
 
     at: float
@@ -31,6 +31,7 @@ class Observation(Struct, frozen=True, kw_only=True):
     outcome: Outcome
     seconds: float
     is_stream: bool = False
+    is_timed: bool = True
     fell_back: bool = False
     excused: bool = False
     tokens_in: int = 0
@@ -130,7 +131,7 @@ class Window:
 def side_facts(seen: Iterable[Observation]) -> SideFacts:
     """What *seen*, all of one side, amounts to."""
     counted = [each for each in seen if each.outcome != "refused"]
-    good = [each for each in counted if each.outcome == "ok" and each.role != "fallback"]
+    good = [each for each in counted if each.outcome == "ok" and each.role != "fallback" and each.is_timed]
     whole = sorted(each.seconds for each in good if not each.is_stream)
     streams = sorted(each.seconds for each in good if each.is_stream)
     return SideFacts(

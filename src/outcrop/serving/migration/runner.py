@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from outcrop.serving.migration.split import Caller, SideName, compared_share, sh
 log = structlog.get_logger(__name__)
 
 TICK_S = 0.5
+MOST_KEEPERS = 10_000  # responses of which it is remembered who gave them
 _KEEP_S = 5.0  # counters alone are kept this often
 _JUDGE_S = 0.02  # between two verdicts at failures: a verdict over a full window takes some milliseconds
 
@@ -57,6 +59,7 @@ class Live:
         self.is_counted = False
         self.judged_at = now
         self.kept_at = self.drawn_at = now
+        self._keepers: OrderedDict[str, SideName] = OrderedDict()
         self.task: asyncio.Task[None] | None = None
         self.pairs: Pairs | None = None
         self.pairs_folder = pairs
@@ -87,6 +90,18 @@ class Live:
             case "completing" | "completed":
                 return "target"
         return "source"
+
+    def keeps(self, response_id: str, side: SideName) -> None:
+        """A response that others may follow was given by *side*; where both are here, both have it."""
+        if response_id and not all(each.is_local for each in self.sides.values()):
+            self._keepers[response_id] = side
+            if len(self._keepers) > MOST_KEEPERS:
+                self._keepers.popitem(last=False)
+
+    def keeper(self, response_id: str) -> SideName | None:
+        """The side that has the response, if it is known and has not lost the traffic."""
+        side = self._keepers.get(response_id)
+        return None if side == "target" and self.state.phase in ("rolled-back", "aborted") else side
 
     def wants_comparison(self) -> bool:
         """Whether the request that was just answered is to be asked of the other side too."""
