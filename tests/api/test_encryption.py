@@ -72,7 +72,7 @@ def test_an_encrypted_model_serves_and_nothing_of_it_is_on_the_disk(keyed: Serve
     wait_for(lambda: plaintext(keyed.home / "store", needles) == [])
 
     with pytest.raises(urllib.error.HTTPError) as caught:
-        keyed.admin("/outcrop/v1/models/secret/evict", "POST")
+        keyed.admin("/outcrop/v1/models/secret/evict", method="POST")
     assert "its weights are encrypted" in caught.value.read().decode()
     keyed.stop()
     keyed.start()

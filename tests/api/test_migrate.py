@@ -149,6 +149,71 @@ def test_every_door_reaches_every_kind_of_side(near: Server, other: OtherService
         assert headers["authorization"].startswith("Bearer a-bearer-key" if kind == "openai" else "AWS4-HMAC-SHA256")
 
 
+@pytest.mark.usefixtures("gone")
+def test_a_response_is_split_and_followed_where_it_was_given(near: Server, other: OtherService) -> None:
+    target = f"openai:there@{other.url}/v1?key_file={near.home.parent / 'key'}"
+    begin(near, "answers", "bedrock:old", target)
+    running(near, "answers")
+    client = openai.OpenAI(base_url=f"{near.url}/v1", api_key=near.credentials.bearer_key, max_retries=0)
+
+    first = client.responses.create(model="answers", input="Hi", max_output_tokens=16)
+    assert first.output_text == "hello there"
+    events = list(client.responses.create(model="answers", input="Hi", stream=True))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == "hello there"
+    streamed = events[0].response.id  # type: ignore[union-attr]
+    send(near, "POST", "/outcrop/v1/migrations/answers/pause")
+    # A conversation stays with the side that has it, and no other service is asked about it.
+    for before in (first.id, streamed):
+        client.responses.create(model="answers", input="And?", previous_response_id=before)
+        assert other.requests[-1][2]["previous_response_id"] == before
+    send(near, "POST", "/outcrop/v1/migrations/answers/abort")
+    ours = client.responses.create(model="answers", input="Hi", max_output_tokens=3)
+    assert ours.output_text != "hello there"
+    with pytest.raises(openai.NotFoundError, match=first.id):
+        client.responses.create(model="answers", input="And?", previous_response_id=first.id)
+    totals = told(near, "answers")["totals"]
+    assert (totals["target"]["requests"], totals["target"]["failed"]) == (4, 0)
+
+
+@pytest.mark.usefixtures("gone")
+def test_tokens_documents_and_asynchronous_calls_are_split_too(near: Server, other: OtherService) -> None:
+    key = "region=us-east-1&profile=elsewhere"
+    begin(near, "counted", "bedrock:old", f"bedrock:there@{other.url}?{key}")
+    running(near, "counted")
+    counting = {"invokeModel": {"body": json.dumps(BODY).encode()}}
+    asked = near.client("bedrock-runtime").count_tokens(modelId="counted", input=counting)
+    assert asked["inputTokens"] == 77
+    assert told(near, "counted")["totals"]["target"]["requests"] == 0
+
+    document = {"contentType": "text/plain", "identifier": "d", "data": b"Apex is a language."}
+    found = near.client("bedrock-agent-runtime").retrieve_and_generate(
+        input={"text": "What is Apex?"},
+        retrieveAndGenerateConfiguration={
+            "type": "EXTERNAL_SOURCES",
+            "externalSourcesConfiguration": {
+                "modelArn": "counted",
+                "sources": [{"sourceType": "BYTE_CONTENT", "byteContent": document}],
+            },
+        },
+    )
+    assert "fallback=NoSuchOperation" in found["ResponseMetadata"]["HTTPHeaders"]["x-outcrop-migration"]
+
+    begin(near, "later", "bedrock:old", f"sagemaker:there@{other.url}?{key}")
+    running(near, "later")
+    runtime = near.client("sagemaker-runtime")
+    found = runtime.invoke_endpoint_async(
+        EndpointName="later", InputLocation="s3://far/in", ContentType="text/csv", InvocationTimeoutSeconds=30
+    )
+    assert found["ResponseMetadata"]["HTTPStatusCode"] == 202
+    assert (found["OutputLocation"], found["FailureLocation"]) == ("s3://far/output", "s3://far/failure")
+    path, headers, _ = other.requests[-1]
+    assert path == "/endpoints/there/async-invocations"
+    assert headers["x-amzn-sagemaker-inputlocation"] == "s3://far/in"
+    assert headers["x-amzn-sagemaker-content-type"] == "text/csv"
+    assert headers["x-amzn-sagemaker-invocationtimeoutseconds"] == "30"
+    assert told(near, "later")["totals"]["target"]["requests"] == 0  # nobody here hears what came of it
+
+
 def _text(piece: dict[str, Any]) -> str:
     if "choices" in piece:
         return "".join(choice.get("delta", {}).get("content") or "" for choice in piece["choices"])

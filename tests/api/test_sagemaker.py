@@ -163,6 +163,27 @@ def test_calls_of_an_endpoint_count_once_and_their_tokens_are_the_caller_s(serve
     assert used(server) == {}
 
 
+def test_an_asynchronous_call_of_a_migrated_name_is_judged_by_what_came_of_it(
+    server: Server, model: str, endpoint: str
+) -> None:
+    step = {"kind": "live", "percent": 100, "hold_s": 3600, "min_requests": 1}
+    plan = {"name": "async-name", "source": f"bedrock:{model}", "target": f"sagemaker:{endpoint}", "steps": [step]}
+    server.admin("/outcrop/v1/migrations", "POST", plan)
+    path = "/outcrop/v1/migrations/async-name"
+    wait_for(lambda: server.admin(path)["phase"] == "running", 20)
+    runtime = server.client("sagemaker-runtime")
+
+    for body in ({"question": "Why?"}, {"fail": "broken", "status": 500}):
+        runtime.invoke_endpoint_async(EndpointName="async-name", Body=json.dumps(body))
+    wait_for(lambda: server.admin(path)["totals"]["target"]["requests"] == 2, 30)
+
+    told = server.admin(path)
+    assert told["totals"]["target"]["failed"] == 1
+    assert told["window"]["target"]["errors"] == {"AsyncInvocation500": 1}
+    server.admin(f"{path}/abort", "POST", {})
+    server.admin(path, method="DELETE")
+
+
 def test_an_endpoint_that_is_not_there_is_a_validation_error(server: Server) -> None:
     with pytest.raises(ClientError) as caught:
         ask(server, "nobody", {})

@@ -182,6 +182,6 @@ def test_alarms_are_refused_by_field_listed_and_removed(server: Server) -> None:
     put_alarm(server, "up-kept", EndpointName="e", MetricName="ModelLatency", Threshold=2, Statistic="p95")
     found = server.admin("/outcrop/v1/alarms")["alarms"]
     assert [(a["Threshold"], a["Statistic"]) for a in found if a["AlarmName"] == "up-kept"] == [(2, "p95")]
-    server.admin("/outcrop/v1/alarms/up-kept", "DELETE")
+    server.admin("/outcrop/v1/alarms/up-kept", method="DELETE")
     with pytest.raises(urllib.error.HTTPError):
         server.admin("/outcrop/v1/alarms/up-kept")

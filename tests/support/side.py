@@ -32,9 +32,10 @@ class OtherService:
         self.breaks = False
         self.requests: list[tuple[str, dict[str, str], Any]] = []
         self.url = ""
+        self.responses = 0
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
+        body = json.loads(await request.read() or b"{}")
         self.requests.append((request.raw_path, {k.lower(): v for k, v in request.headers.items()}, body))
         await asyncio.sleep(self.delay_s)
         while not self.go.is_set():
@@ -42,6 +43,13 @@ class OtherService:
         if self.refusal is not None:
             status, name = self.refusal
             return web.json_response({"message": "told to"}, status=status, headers={"x-amzn-errortype": name})
+        if request.path.endswith("/async-invocations"):
+            places = {f"x-amzn-sagemaker-{kind}location": f"s3://far/{kind}" for kind in ("output", "failure")}
+            return web.json_response({"InferenceId": "far"}, status=202, headers=places)
+        if request.path.endswith("/count-tokens"):
+            return web.json_response({"inputTokens": 77})
+        if request.path.endswith("/responses"):
+            return self._response(body)
         is_sagemaker = request.path.startswith("/endpoints/")
         if request.path.endswith("-stream") or body.get("stream"):
             return await self._stream(request, is_sagemaker=is_sagemaker)
@@ -50,6 +58,22 @@ class OtherService:
             message = {"role": "assistant", "content": self.text}
             return web.json_response({"choices": [{"index": 0, "message": message}], "usage": usage})
         return web.json_response({"generation": self.text, "prompt_token_count": 3, "generation_token_count": 1})
+
+    def _response(self, body: Any) -> web.Response:
+        self.responses += 1
+        text = {"type": "output_text", "text": self.text, "annotations": []}
+        message = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [text]}
+        told = {"id": f"resp_far{self.responses}", "object": "response", "status": "completed", "output": [message]}
+        told |= {"created_at": 1, "model": "there", "parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
+        if not body.get("stream"):
+            return web.json_response(told)
+        events = [
+            {"type": "response.created", "response": {**told, "output": []}, "sequence_number": 0},
+            {"type": "response.output_text.delta", "delta": self.text, "item_id": "msg_1", "sequence_number": 1},
+            {"type": "response.completed", "response": told, "sequence_number": 2},
+        ]
+        lines = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
+        return web.Response(text=lines, content_type="text/event-stream")
 
     async def _stream(self, request: web.Request, *, is_sagemaker: bool) -> web.StreamResponse:
         is_openai = "completions" in request.path

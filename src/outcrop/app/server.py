@@ -116,6 +116,7 @@ async def running(
             take_over=effects.move_alias,
         )
         await migrations.load()
+        observers.metrics.watch(migrations.readings)
         sides = Sides(timeout_s=settings.request_timeout_s)
         splitter = Splitter(migrations, sides, observers.recorder, Shadows)
         sagemaker.runtime.processed = splitter.receipts.processed

@@ -100,6 +100,35 @@ QUEUE = _gauge("queue_requests", "Requests that wait for a copy or a slot.")
 KV_USE = _gauge(
     "kv_cache_use_ratio", "Part of the key-value cache in use, mean of the ready copies, as their engine says."
 )
+
+# Migrations of traffic, at the scrape; counters are those that the migration keeps over a restart.
+_MIGRATION = ("account", "migration")
+MIGRATION_PHASE = _gauge("migration_phase", "1 for the phase that a migration is in.", *_MIGRATION, "phase")
+MIGRATION_STEP = _gauge("migration_step", "Number of the step, from 1.", *_MIGRATION)
+MIGRATION_SHARE = _gauge("migration_target_share_ratio", "Part of everybody's requests for the target.", *_MIGRATION)
+MIGRATION_REQUESTS = _counter(
+    "migration_requests", "Requests by side and whom for: caller, or shadow.", *_MIGRATION, "side", "role"
+)
+MIGRATION_FAILURES = _counter(
+    "migration_failures", "Those without an answer: failed, not_ready, refused by both.", *_MIGRATION, "side", "outcome"
+)
+MIGRATION_FALLBACKS = _counter(
+    "migration_fallbacks", "Requests that the source answered in the target's place.", *_MIGRATION, "reason"
+)
+MIGRATION_PAIRS = _counter(
+    "migration_pairs", "Compared pairs of answers: of both sides, or of the source twice.", *_MIGRATION, "between"
+)
+MIGRATION_AGREEMENT = _counter(
+    "migration_agreement",
+    "Sum of how far pairs agree, 0 to 1 each; over the pairs it is the mean.",
+    *_MIGRATION,
+    "between",
+)
+MIGRATION_DISAGREEMENTS = _counter("migration_disagreements", "Pairs of both sides that differ at all.", *_MIGRATION)
+MIGRATION_DROPPED = _counter(
+    "migration_dropped", "Shadows left out, and pairs not kept, for want of room.", *_MIGRATION, "what"
+)
+MIGRATION_ROLLBACKS = _counter("migration_rollbacks", "Migrations taken back, by the guard that did it.", "guard")
 MEMORY_USED = Row("outcrop_copy_memory_used_bytes", Kind.GAUGE, "Memory promised to copies on this node.", ())
 MEMORY_LIMIT = Row("outcrop_copy_memory_limit_bytes", Kind.GAUGE, "Memory that copies may take on this node.", ())
 LIVE = Row("outcrop_requests_live", Kind.GAUGE, "Inference requests under way, waiting ones included.", ())

@@ -39,6 +39,15 @@ def learned(baseline: Baseline, facts: Facts, plan: Plan) -> Baseline:
     )
 
 
+GUARDS = (
+    "error_rate",
+    "not_ready_rate",
+    "fallback_budget",
+    "p95",
+    "first_part_p95",
+    "agreement",
+    "usd_per_hour",
+)
 LEAST_NOISE = 5  # pairs that the source's agreement with itself rests on
 _NO_VERDICT = 1  # one failure alone happens to the best
 

@@ -81,6 +81,7 @@ class Kept(Struct, kw_only=True):
     differences: list[Difference] = []
     pairs: int = 0
     score_sum: float = 0.0
+    disagreed: int = 0
     noise_pairs: int = 0
     noise_sum: float = 0.0
     shadows_dropped: int = 0
@@ -105,6 +106,7 @@ class Kept(Struct, kw_only=True):
             self.noise_pairs, self.noise_sum = self.noise_pairs + 1, self.noise_sum + value
         else:
             self.pairs, self.score_sum = self.pairs + 1, self.score_sum + value
+            self.disagreed += value < 1
 
     def differ(self, found: Difference) -> None:
         """Keep the last few."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ from outcrop.serving.migration.kept import Difference, Footing, Kept
 from outcrop.serving.migration.machine import OPEN, State
 from outcrop.serving.migration.observe import Facts, Observation, Pair, Window
 from outcrop.serving.migration.plan import Plan, Side, read_side
+from outcrop.serving.migration.readings import OTHER, readings, rollbacks
 from outcrop.serving.migration.split import Caller, SideName, compared_share, share_of, side_of
+from outcrop.telemetry.metrics import Reading
 
 log = structlog.get_logger(__name__)
 
@@ -149,6 +151,7 @@ class Migrations:
         self._all: dict[tuple[str, str], Live] = {}
         self._routes: dict[tuple[str, str, str], Live] = {}
         self._wake = asyncio.Event()
+        self._rollbacks: Counter[str] = Counter()
 
     async def load(self) -> None:
         """Go on with what was kept."""
@@ -267,6 +270,11 @@ class Migrations:
                 was_kept = False
         live.kept.pairs_dropped += not was_kept
 
+    def readings(self) -> list[Reading]:
+        """What Prometheus is told of every migration."""
+        told = [reading for live in self._all.values() for reading in readings(live.account, live.kept, live.share)]
+        return [*told, *rollbacks(self._rollbacks)]
+
     def facts(self, live: Live, last_s: float | None = None) -> Facts:
         plan = live.plan
         return live.window.facts(self._clock(), plan.source_price, plan.target_price, last_s=last_s)
@@ -343,6 +351,8 @@ class Migrations:
             live.seen = state.seen
         self._route()
         self._wake.set()
+        if state.phase == "rolled-back" and before.phase != state.phase:
+            self._rollbacks[state.evidence[0].guard if state.evidence else OTHER] += 1
         level = log.warning if state.phase == "rolled-back" else log.info
         level("migration", migration=live.plan.name, phase=state.phase, step=state.step, what=state.events[-1].what)
 
