@@ -276,6 +276,80 @@ def test_shadows_cost_the_caller_nothing_are_compared_and_kept(near: Server, oth
     assert told(near, "shadowed")["totals"]["source"]["failed"] == 0
 
 
+def audited(server: Server) -> list[dict[str, Any]]:
+    """The records of the audit log that name a migration."""
+    paths = sorted((server.home / "logs" / "audit").glob("*.jsonl"))
+    records = [json.loads(line)["record"] for path in paths for line in path.read_text().splitlines()]
+    return [record for record in records if "migration" in record.get("additionalEventData", {})]
+
+
+@pytest.mark.usefixtures("gone")
+def test_what_another_service_is_asked_is_recorded_and_audited_copies_too(near: Server, other: OtherService) -> None:
+    begin(near, "noted", "bedrock:old", bedrock(other), step("shadow", 100), noise_percent=0)
+    running(near, "noted")
+    place = f"bedrock:there@{other.url}"
+    runtime = near.client("bedrock-runtime")
+    runtime.invoke_model(modelId="noted", body=json.dumps(BODY))
+    wait_for(lambda: told(near, "noted")["comparison"]["pairs"] >= 1, 20)
+
+    records = [each for each in audited(near) if each["additionalEventData"]["migration"] == "noted"]
+    ours, copied = (
+        [each for each in records if ("copy" in each["additionalEventData"]) is is_copy][-1]
+        for is_copy in (False, True)
+    )
+    assert ours["additionalEventData"] == {"migration": "noted", "side": "source"}
+    assert ours["requestParameters"] == {"modelId": "noted"}
+    assert copied["additionalEventData"] == {"migration": "noted", "side": "target", "sentTo": place, "copy": "true"}
+    assert (copied["eventName"], copied["requestParameters"]) == ("InvokeModel", {"modelId": "there"})
+    assert copied["userIdentity"]["arn"] == ours["userIdentity"]["arn"]
+    assert copied["requestID"] != ours["requestID"]
+
+    other.refusal = (503, "ServiceUnavailableException")
+    runtime.invoke_model(modelId="noted", body=json.dumps(BODY))
+    wait_for(lambda: audited(near)[-1].get("errorCode") == "ServiceUnavailableException", 20)
+    record = near.admin(f"/outcrop/v1/requests/{copied['requestID']}")["request"]
+    assert (record["model"], record["operation"], record["outcome"]) == ("migration/noted", "InvokeModel", "ok")
+    assert record["attempts"][0]["copy_id"] == place
+    assert (record["input_tokens"], record["output_tokens"]) == (3, 1)
+
+
+@pytest.mark.usefixtures("gone")
+def test_an_answer_from_elsewhere_has_its_record_times_and_metrics(near: Server, other: OtherService) -> None:
+    begin(near, "far-away", "bedrock:old", bedrock(other), fallback=False)
+    running(near, "far-away")
+    runtime = near.client("bedrock-runtime")
+    found = runtime.invoke_model(modelId="far-away", body=json.dumps(BODY))["ResponseMetadata"]
+    assert "total;dur=" in found["HTTPHeaders"]["x-outcrop-timing"]
+    for event in runtime.invoke_model_with_response_stream(modelId="far-away", body=json.dumps(BODY))["body"]:
+        assert "chunk" in event
+    other.refusal = (500, "InternalServerException")
+    with pytest.raises(ClientError):
+        runtime.invoke_model(modelId="far-away", body=json.dumps(BODY))
+
+    records = [row for row in near.admin("/outcrop/v1/requests")["requests"] if row["model"] == "migration/far-away"]
+    assert sorted((row["operation"], row["outcome"]) for row in records) == [
+        ("InvokeModel", "EngineFault"),
+        ("InvokeModel", "ok"),  # it warmed the other side
+        ("InvokeModel", "ok"),
+        ("InvokeModelWithResponseStream", "ok"),
+    ]
+    assert all(row["copy_id"].startswith("bedrock:there@http://") for row in records)
+    page = metrics(near)
+    assert 'outcrop_invocations_total{model="migration/far-away"} 3.0' in page
+    assert (
+        'outcrop_migration_requests_total{account="000000000000",migration="far-away",role="caller",side="target"} 3.0'
+        in page
+    )
+
+
+def metrics(server: Server) -> str:
+    request = urllib.request.Request(
+        f"{server.url}/metrics", headers={"Authorization": f"Bearer {server.credentials.bearer_key}"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return str(response.read().decode())
+
+
 @pytest.mark.usefixtures("gone")
 def test_answers_that_agree_too_little_take_the_traffic_back(near: Server, other: OtherService) -> None:
     guards = {"agreement_drop": 0.2, "min_requests": 5}
@@ -310,6 +384,8 @@ def test_what_the_target_fails_the_source_answers_within_a_budget(near: Server, 
     state = told(near, "failing")
     assert state["phase"] == "rolled-back"
     assert state["evidence"][0]["guard"] == "fallback_budget"
+    assert 'outcrop_migration_rollbacks_total{guard="fallback_budget"} 1.0' in metrics(near)
+    assert 'migration="failing",phase="rolled-back"} 1.0' in metrics(near)
     assert state["totals"]["target"]["not_ready"] == sum(fallbacks)
     assert state["totals"]["target"]["failed"] == 0
 
@@ -419,7 +495,7 @@ def test_what_cannot_be_migrated_is_refused_by_name(near: Server, other: OtherSe
     lost = f"openai:x@{other.url}/v1?key_file={near.home}/no-key"
     assert "no-key cannot be read" in refused(near, name="n", source="bedrock:old", target=lost)
     planned = send(near, "POST", "/outcrop/v1/migration-plans", {"name": "n", "source": "bedrock:old", "target": there})
-    assert planned["plan"][0].startswith("requests for n (invoke, converse, chat")
+    assert planned["plan"][0].startswith("requests for n (invoke, converse, count, retrieve, chat")
     assert send(near, "GET", "/outcrop/v1/migrations")["migrations"] == []
 
 

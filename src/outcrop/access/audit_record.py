@@ -27,6 +27,7 @@ INVOCATIONS = frozenset(
             "ChatCompletions",
             "Completions",
             "Embeddings",
+            "Responses",
         ),
         *("InvokeEndpoint", "InvokeEndpointAsync", "InvokeEndpointWithResponseStream"),
     }
@@ -66,6 +67,7 @@ class Call(Struct, kw_only=True):
     principal: str = ""
     access_key_id: str = ""
     is_bearer: bool = False
+    more: Mapping[str, str] = {}  # what AWS has no member for
     is_invocation: bool = False  # what it says is a prompt
     params: Mapping[str, Any] | None = None
     answer: Mapping[str, Any] | None = None
@@ -123,8 +125,11 @@ def _parts(call: Call, params: Mapping[str, Any] | None, *, is_invocation: bool)
             record["errorMessage"] = call.message[:MOST_CHARS]
     record["requestParameters"] = params if is_invocation else _bounded(params)
     record["responseElements"] = _told(call.answer)
+    more: dict[str, Any] = dict(call.more)
     if call.is_bearer:
-        record["additionalEventData"] = {"callWithBearerToken": True}
+        more["callWithBearerToken"] = True
+    if more:
+        record["additionalEventData"] = more
     record |= {
         "requestID": _HOLE,
         "eventID": _HOLE,

@@ -21,6 +21,7 @@ _OPENAI = {
     "/v1/chat/completions": "ChatCompletions",
     "/v1/completions": "Completions",
     "/v1/embeddings": "Embeddings",
+    "/v1/responses": "Responses",
     "/v1/models": "ListModels",
 }
 _KEY_ID = re.compile(r"Credential=([A-Z0-9]{16,128})/")
@@ -72,6 +73,7 @@ class AuditTrail:
             is_invocation=facts is not None,
             is_bearer=authorization[:7].lower() == "bearer ",
             params=called.params,
+            more=request.migrated,
             answer=called.answer,
             model_arn=model_arn,
             error=unanswered if error is None else wire_error(error, AWS)[0],

@@ -49,6 +49,7 @@ class Request:
         "is_copy",
         "is_secure",
         "method",
+        "migrated",
         "notes",
         "principal",
         "query",
@@ -78,6 +79,7 @@ class Request:
         self.is_audited = False
         self.is_change = False  # what it changes is changed to its end, whether its caller still listens or not
         self.is_copy = False  # nobody asked for it: it compares two sides of a migration, and no quota counts it
+        self.migrated: Mapping[str, str] = {}  # which migration it is of, and which side answers
         self.error: ServiceError | None = None  # what it is answered instead of what it asks for
         self._receive = receive
         self._when_left: Callable[[Callable[[], None] | None], None] = scope["extensions"][LEFT]

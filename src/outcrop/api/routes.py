@@ -125,6 +125,7 @@ class Gateway:
         self._migrations = migrations
         if splitter is not None:
             splitter.sides.bind(bedrock=self._aws_route, openai=self._openai_route, sagemaker=self._sagemaker_route)
+            splitter.sides.audit = audit.record
             splitter.permit = self._permit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -11,10 +11,9 @@ from outcrop.api.sagemaker_rows import Rows, refuse, without
 from outcrop.errors import InvalidRequest
 from outcrop.registry.sagemaker_records import MODEL
 from outcrop.serving.endpoints import Endpoints
-from outcrop.serving.forwards import TO, destination
+from outcrop.serving.forwards import TARGET, TO, destination
 
 IMAGE = "outcrop/proxy"
-TARGET = "OUTCROP_PROXY_TARGET"
 # Settings of a proxy that the server itself gives; another value would take the proxy out of its hands.
 _OWN = ("HOST", "PORT", "KEY", "KEY_FILE", "MODEL_DIR", "ENDS_WITH_PARENT")
 

@@ -108,7 +108,7 @@ async def running(
             authorizer=access.authorizer,
         )
         sagemaker = make_sagemaker(settings, registry, access.directory, observers)
-        effects = Effects(catalogue=catalogue, fleet=fleet, aliases=serving.aliases)
+        effects = Effects(catalogue=catalogue, fleet=fleet, aliases=serving.aliases, endpoints=sagemaker.endpoints)
         migrations = Migrations(
             records=MigrationRecords(registry),
             folder=settings.home / "migrations",
@@ -117,7 +117,8 @@ async def running(
         )
         await migrations.load()
         observers.metrics.watch(migrations.readings)
-        sides = Sides(timeout_s=settings.request_timeout_s)
+        observers.metrics.names_too(migrations.labels)
+        sides = Sides(timeout_s=settings.request_timeout_s, begin=observers.recorder.begin)
         splitter = Splitter(migrations, sides, observers.recorder, Shadows)
         sagemaker.runtime.processed = splitter.receipts.processed
         is_ready = False

@@ -22,6 +22,7 @@ from outcrop.errors import InvalidRequest
 from outcrop.ids import random_id
 from outcrop.serving.invocation import JSON, Invocation, Reply
 
+TARGET, TARGET_URL = "OUTCROP_PROXY_TARGET", "OUTCROP_PROXY_ENDPOINT_URL"  # of a variant that runs a proxy
 TO = "OUTCROP_FORWARD_TO"
 URL = "OUTCROP_FORWARD_URL"
 REGION = "OUTCROP_FORWARD_REGION"

@@ -40,6 +40,12 @@ _OPENAI: dict[str, Door] = {
     "/v1/embeddings": "embeddings",
     "/v1/responses": "responses",
 }
+_OPENAI_EVENTS: dict[Door, str] = {
+    "chat": "ChatCompletions",
+    "completions": "Completions",
+    "embeddings": "Embeddings",
+    "responses": "Responses",
+}
 _PATHS = {door: path.removeprefix("/v1") for path, door in _OPENAI.items()}
 # What OpenAI's body says that InvokeModel says by its path.
 _OF_OPENAI = ("model", "stream", "stream_options")
@@ -76,6 +82,22 @@ class Call:
                 return "CountTokens"
         what = "InvokeEndpoint" if self.door == "sagemaker" else "InvokeModel"
         return f"{what}WithResponseStream" if self.is_stream else what
+
+    @property
+    def event(self) -> str:
+        """What the call is named in records and the audit log."""
+        match self.door:
+            case "converse":
+                return "ConverseStream" if self.is_stream else "Converse"
+            case "retrieve":
+                return "RetrieveAndGenerate"
+            case "chat" | "completions" | "embeddings" | "responses":
+                return _OPENAI_EVENTS[self.door]
+        return self.operation
+
+    @property
+    def is_of_endpoint(self) -> bool:
+        return self.door in ENDPOINT_DOORS
 
 
 @dataclass(frozen=True, slots=True)

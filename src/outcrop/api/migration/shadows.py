@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from outcrop.api.http import Stream
-from outcrop.api.migration.reading import read
+from outcrop.api.migration.reading import Heard, read
 from outcrop.api.migration.sides import Asked
 from outcrop.api.migration.splitter import MOST_COMPARED_BYTES, Split, Splitter
 from outcrop.errors import EngineTimeout, ModelNotReady, ServiceError
@@ -82,11 +82,13 @@ class Shadows:
             content = await split.content
             if content is None:
                 return  # the caller got no whole answer: there is nothing to hold this one against
-            outcome, error = _outcome(asked), ""
-            if outcome == "ok" and split.call.is_stream:
-                error = read(asked.door, said, is_stream=True).error
-                outcome = "failed" if error else "ok"
-            self._splitter.observe(split, asked, outcome, "shadow", data=said, seconds=_seconds(asked), error=error)
+            outcome = _outcome(asked)
+            heard = read(asked.door, said, is_stream=split.call.is_stream) if said else Heard("")
+            if outcome == "ok" and heard.error:
+                outcome = "failed"
+            self._splitter.observe(
+                split, asked, outcome, "shadow", heard=heard, seconds=_seconds(asked), error=heard.error
+            )
             if outcome != "ok" or not said:
                 return
             answers = {given: content, other: said}
@@ -117,6 +119,8 @@ class Shadows:
             asked.error = EngineTimeout(f"no answer within {limit_s:g} s")
         except ServiceError as exc:  # inside an open stream
             asked.error = exc
+        if asked.is_elsewhere and asked.error is None:
+            asked.heard(read(asked.door, data, is_stream=split.call.is_stream) if data else Heard(""))
         if asked.facts is not None:
             if asked.error is not None:
                 asked.facts.failed(asked.error)

@@ -18,20 +18,23 @@ from urllib.parse import urlsplit
 
 from outcrop.access.identities import Principal
 from outcrop.access.quotas import Ticket
+from outcrop.api.audit_trail import BEDROCK, SAGEMAKER
 from outcrop.api.holding import HEADER as HOLD
-from outcrop.api.http import Request, Response, Stream
+from outcrop.api.http import Called, Request, Response, Stream
 from outcrop.api.listener.exchange import LEFT
 from outcrop.api.migration import framing
 from outcrop.api.migration.calls import BEDROCK_DOORS, ENDPOINT_DOORS, OPENAI_DOORS, Bound, Call, Door
 from outcrop.api.migration.keys import Keyring, tls_context
-from outcrop.api.migration.reading import Pieces, StreamFailed
+from outcrop.api.migration.reading import Heard, Pieces, StreamFailed
 from outcrop.awswire.eventstream import BrokenFrame
 from outcrop.awswire.sigv4 import Keys, Scope, head
 from outcrop.engines.http1 import Answer, Client
 from outcrop.errors import EngineFault, EngineTimeout, ServiceError
+from outcrop.inference.canonical import Usage
 from outcrop.serving.migration.plan import Side
+from outcrop.serving.migration.runner import label_of
 from outcrop.serving.migration.split import SideName
-from outcrop.telemetry.requests import RequestFacts
+from outcrop.telemetry.requests import RequestFacts, traceparent
 
 Handler = Callable[[Request, str, bytes, Principal], Awaitable[Response | Stream]]
 _JSON = "application/json"
@@ -76,6 +79,15 @@ class Asked:
     said: Mapping[str, str] = field(default_factory=dict)
     took_s: float = 0.0
     first_s: float | None = None
+    is_elsewhere: bool = False
+
+    def heard(self, found: Heard) -> None:
+        """The whole answer is there. A side on this server has written down what it said; of others it is done here."""
+        if self.is_elsewhere and self.facts is not None:
+            if found.error:
+                self.facts.failed(EngineFault(found.error))
+            else:
+                self.facts.answered(Usage(found.tokens_in, found.tokens_out))
 
     @property
     def error_name(self) -> str:
@@ -97,13 +109,24 @@ class Question:
     call: Call
     hold_s: float | None = None
     is_copy: bool = False
+    migration: str = ""
+
+    def told(self, name: SideName, side: Side) -> dict[str, str]:
+        """What the audit log says of it besides; *side*: who was asked."""
+        found = {"migration": self.migration, "side": str(name)}
+        return found if side.is_local else {**found, "sentTo": side.place}
 
 
 class Sides:
-    """Asks local and remote sides. *timeout_s*: longest wait for a remote side's next bytes."""
+    """Asks local and remote sides. *timeout_s*: longest wait for a remote side's next bytes.
 
-    def __init__(self, *, timeout_s: float) -> None:
+    *begin*: told of the record of a request that goes elsewhere. *audit*: told of every copy of a request, once asked.
+    """
+
+    def __init__(self, *, timeout_s: float, begin: Callable[[RequestFacts], None] = lambda _: None) -> None:
         self.keyring = Keyring()
+        self.audit: Callable[[Request], None] = lambda _: None
+        self._begin = begin
         self._handlers: Mapping[str, Handler] = {}
         self._timeout_s = timeout_s
         self._client: Client | None = None
@@ -120,18 +143,24 @@ class Sides:
     async def ask(self, name: SideName, side: Side, bound: Bound, question: Question) -> Asked:
         """Never raises for what the side does; a stream that is handed out has its first part."""
         asked = Asked(name, bound.door, time.perf_counter())
+        inner = _derived(question, bound)
         try:
             if side.is_local:
-                await self._local(asked, bound, question)
+                await self._local(asked, bound, question, inner)
             else:
-                await self._remote(asked, side, bound, question)
+                await self._remote(asked, side, bound, question, inner)
         except ServiceError as exc:
             asked.error = exc
+        finally:
+            if question.is_copy:
+                inner.migrated, inner.error = {**question.told(name, side), "copy": "true"}, asked.error
+                inner.called = called(question.call, side.name)
+                inner.facts = asked.facts
+                self.audit(inner)
         asked.took_s = time.perf_counter() - asked.begun
         return asked
 
-    async def _local(self, asked: Asked, bound: Bound, question: Question) -> None:
-        inner = _derived(question, bound)
+    async def _local(self, asked: Asked, bound: Bound, question: Question, inner: Request) -> None:
         try:
             response = await self._handlers[bound.door](inner, bound.path, bound.body, question.principal)
         finally:
@@ -141,7 +170,22 @@ class Sides:
         if isinstance(response, Response) and response.status >= 400:
             asked.error = framing.error_of(response.status, asked.said, response.body)
 
-    async def _remote(self, asked: Asked, side: Side, bound: Bound, question: Question) -> None:
+    async def _remote(self, asked: Asked, side: Side, bound: Bound, question: Question, inner: Request) -> None:
+        asked.is_elsewhere = True
+        asked.facts = facts = _facts(inner, question, side)
+        self._begin(facts)
+        try:
+            await self._sent(asked, side, bound, question)
+        except ServiceError as exc:
+            facts.failed(exc)
+            raise
+        finally:
+            if not isinstance(asked.response, Stream):
+                facts.left()
+        if asked.error is not None and isinstance(asked.response, Response):
+            facts.failed(asked.error, asked.response.status)
+
+    async def _sent(self, asked: Asked, side: Side, bound: Bound, question: Question) -> None:
         keys = await self.keyring.keys(side)
         if self._client is None:
             context: ssl.SSLContext = await asyncio.to_thread(tls_context)
@@ -161,7 +205,7 @@ class Sides:
             raise EngineFault(f"{side.url} cannot be reached: {exc or type(exc).__name__}.") from exc
         asked.said = answer.headers()
         if bound.is_stream and answer.status == 200:
-            asked.response = await self._stream(answer, bound.door, asked.said)
+            asked.response = await self._stream(answer, bound.door, asked)
             return
         try:
             body = await answer.read()
@@ -173,7 +217,7 @@ class Sides:
         if answer.status >= 400:
             asked.error = framing.error_of(answer.status, asked.said, body)
 
-    async def _stream(self, answer: Answer, door: Door, said: Mapping[str, str]) -> Stream:
+    async def _stream(self, answer: Answer, door: Door, asked: Asked) -> Stream:
         """Raises EngineFault for a stream that is over, or broken, before its first part."""
         parts = answer.parts()
         try:
@@ -187,11 +231,13 @@ class Sides:
             if isinstance(exc, OSError | TimeoutError | StopAsyncIteration | BrokenFrame | ValueError):
                 raise EngineFault(f"the stream ended before its first part: {exc or type(exc).__name__}") from exc
             raise
-        return Stream(200, list(said.items()), _rest(first, parts, answer, door))
+        if asked.facts is not None:
+            asked.facts.first_byte_at = time.perf_counter()
+        return Stream(200, list(asked.said.items()), _rest(first, parts, answer, asked))
 
 
 async def _rest(
-    first: bytes, parts: AsyncGenerator[bytes, None], answer: Answer, door: Door
+    first: bytes, parts: AsyncGenerator[bytes, None], answer: Answer, asked: Asked
 ) -> AsyncGenerator[bytes, None]:
     try:
         async with aclosing(parts):
@@ -199,9 +245,40 @@ async def _rest(
             async for part in parts:
                 yield part
     except (OSError, TimeoutError) as exc:
-        yield framing.broken(door, EngineFault(f"the stream broke off: {exc or type(exc).__name__}"))
+        yield framing.broken(asked.door, EngineFault(f"the stream broke off: {exc or type(exc).__name__}"))
     finally:
         answer.close()
+        if asked.facts is not None:
+            asked.facts.left()
+
+
+def called(call: Call, name: str) -> Called:
+    """The call as the audit log names it, of *name*."""
+    if call.is_of_endpoint:
+        return Called(SAGEMAKER, call.event, {"EndpointName": name})
+    return Called(BEDROCK, call.event, {"modelId": name})
+
+
+def _facts(inner: Request, question: Question, side: Side) -> RequestFacts:
+    """The record of a request that another service is to answer: it stands where the copy of a model would."""
+    headers, call, principal = inner.header_map(), question.call, question.principal
+    facts = RequestFacts(
+        started=inner.started,
+        request_id=inner.request_id,
+        at=time.time() - (time.perf_counter() - inner.started),
+        operation=call.event,
+        account=principal.account,
+        principal=principal.arn,
+        size_bytes=len(call.body),
+        invocation_id=headers.get("amz-sdk-invocation-id"),
+        sdk_attempt=headers.get("amz-sdk-request"),
+        traceparent=traceparent(headers.get("traceparent")),
+        is_stream=call.is_stream,
+    )
+    facts.of_model(label_of(question.migration), "")
+    facts.asks(is_cold=False)
+    facts.placed(side.place, 0.0, None)
+    return facts
 
 
 def _derived(question: Question, bound: Bound) -> Request:

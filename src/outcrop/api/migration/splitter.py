@@ -16,9 +16,9 @@ from outcrop.access.identities import Principal
 from outcrop.api.http import Request, Response, Stream
 from outcrop.api.migration import framing
 from outcrop.api.migration.calls import Bound, Call, addressed, bound, call_of
-from outcrop.api.migration.reading import Pieces, StreamFailed, read, response_id
+from outcrop.api.migration.reading import Heard, Pieces, StreamFailed, read, response_id
 from outcrop.api.migration.receipts import Receipts
-from outcrop.api.migration.sides import Asked, Question, Sides
+from outcrop.api.migration.sides import Asked, Question, Sides, called
 from outcrop.awswire.eventstream import BrokenFrame
 from outcrop.errors import EngineFault, EngineMissing, ModelNotReady, NotAllowed, Refused, ServiceError
 from outcrop.serving.migration.observe import Observation, Outcome, Role
@@ -78,7 +78,7 @@ class Splitter:
         outcome: Outcome,
         role: Role,
         *,
-        data: bytes = b"",
+        heard: Heard | None = None,
         seconds: float | None = None,
         error: str = "",
         fell_back: bool = False,
@@ -87,7 +87,6 @@ class Splitter:
         """Note what came of asking a side. A count of tokens is no inference, and says nothing of the side."""
         if split.call.door == "count":
             return
-        heard = read(asked.door, data, is_stream=split.call.is_stream) if data else None
         seen = Observation(
             at=time.monotonic(),
             side=asked.side,
@@ -130,14 +129,18 @@ class Split:
         """Never raises for what the side does."""
         wanted = self.bound(side)
         assert wanted is not None
-        question = Question(self.request, self.principal, self.call, hold_s, is_copy)
+        question = self._question(hold_s, is_copy=is_copy)
         return await self._splitter.sides.ask(side, self.live.sides[side], wanted, question)
+
+    def _question(self, hold_s: float | None = None, *, is_copy: bool = False) -> Question:
+        return Question(self.request, self.principal, self.call, hold_s, is_copy, self.live.plan.name)
 
     async def handle(self, request: Request, path: str, body: bytes, principal: Principal) -> Response | Stream:
         """The answer for the caller. Raises ServiceError as the door's own handler would.
 
         The caller must be allowed to call the name, since a side elsewhere is asked with the server's own keys.
         """
+        request.called = called(self.call, self.call.name)
         self._splitter.permit(request, self.call.operation, self.call.name, principal)
         keeper = self.live.keeper(self.call.followed)
         self._is_tied = keeper is not None
@@ -195,7 +198,7 @@ class Split:
     def _give(self, asked: Asked, role: Role = "primary", reason: str = "") -> Response | Stream:
         response = asked.response
         assert response is not None
-        self.request.facts, self.request.ticket = asked.facts, asked.ticket
+        self._taken(asked)
         self._given = asked.side
         side, call = self.live.sides[asked.side], self.call
         is_native = asked.door == call.door
@@ -210,8 +213,10 @@ class Split:
         if isinstance(response, Response):
             self._keep_id(asked, response.body)
             place = asked.said.get("x-amzn-sagemaker-outputlocation", "")
+            heard = read(asked.door, response.body, is_stream=False)
+            asked.heard(heard)
             if call.door != "async":
-                self._splitter.observe(self, asked, "ok", role, data=response.body)
+                self._splitter.observe(self, asked, "ok", role, heard=heard)
             elif side.is_local:
                 self._splitter.receipts.accepted(place, self.live, asked.side)
             self._settle(response.body)
@@ -222,7 +227,7 @@ class Split:
     def _fail(self, asked: Asked, role: Role) -> Response:
         """The side's own refusal where it speaks the caller's dialect; else the fact is raised."""
         assert asked.error is not None
-        self.request.facts, self.request.ticket = asked.facts, asked.ticket
+        self._taken(asked)
         self._settle(None)
         outcome = _outcome(asked.error, None)
         if asked.side == "source" and isinstance(asked.error, Refused):
@@ -238,6 +243,11 @@ class Split:
                 asked.response.status, [*headers, (HEADER, self._note(asked.side, ""))], asked.response.body
             )
         raise asked.error
+
+    def _taken(self, asked: Asked) -> None:
+        """What this side's attempt was is what the request is recorded as."""
+        self.request.facts, self.request.ticket = asked.facts, asked.ticket
+        self.request.migrated = self._question().told(asked.side, self.live.sides[asked.side])
 
     def _record(self, asked: Asked) -> None:
         """End the record of an attempt whose answer nobody gets."""
@@ -272,11 +282,12 @@ class Split:
             raise
         finally:
             data = b"".join(kept) if has_ended and size <= MOST_COMPARED_BYTES else b""
-            error = read(asked.door, data, is_stream=True).error if data else ""
-            self._settle(data if data and not error else None)
+            heard = read(asked.door, data, is_stream=True) if data else Heard("")
+            self._settle(data if data and not heard.error else None)
             if has_ended:
-                outcome: Outcome = "failed" if error else "ok"
-                self._splitter.observe(self, asked, outcome, role, data=data, seconds=first_s, error=error)
+                asked.heard(heard)
+                outcome: Outcome = "failed" if heard.error else "ok"
+                self._splitter.observe(self, asked, outcome, role, heard=heard, seconds=first_s, error=heard.error)
 
     def _keep_id(self, asked: Asked, data: bytes) -> None:
         if asked.door == "responses":

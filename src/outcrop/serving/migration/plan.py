@@ -33,6 +33,11 @@ class Side(Struct, frozen=True, kw_only=True):
     key_file: str = ""
 
     @property
+    def place(self) -> str:
+        """Where it is, without what it is signed with."""
+        return f"{self.kind}:{self.name}{'@' if self.url else ''}{self.url}"
+
+    @property
     def is_local(self) -> bool:
         return not self.url
 

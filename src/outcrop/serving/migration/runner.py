@@ -40,6 +40,11 @@ _KEEP_S = 5.0  # counters alone are kept this often
 _JUDGE_S = 0.02  # between two verdicts at failures: a verdict over a full window takes some milliseconds
 
 
+def label_of(name: str) -> str:
+    """What stands for the model of a migration's request that another service answers."""
+    return f"migration/{name}"
+
+
 class Live:
     """One migration in memory."""
 
@@ -269,6 +274,10 @@ class Migrations:
                 log.warning("a compared pair could not be kept", migration=live.plan.name, exc_info=True)
                 was_kept = False
         live.kept.pairs_dropped += not was_kept
+
+    def labels(self) -> list[str]:
+        """What requests of migrations that are answered elsewhere are counted under, as their model."""
+        return [label_of(name) for _, name in self._all]
 
     def readings(self) -> list[Reading]:
         """What Prometheus is told of every migration."""
