@@ -208,3 +208,28 @@ def test_models_show_says_why_a_model_runs_on_its_engine(server: Server, model: 
 
     assert "runs on   llama.cpp" in told
     assert "the first that serves it here" in told
+
+
+def test_alarms_are_set_listed_replaced_and_removed(server: Server) -> None:
+    asked = ("alarms", "set", "by/command", "--endpoint", "reviews", "--metric")
+    done = outcrop(server, *asked, "ModelLatency", "--threshold", "2e6", "--statistic", "p95", "--periods", "2")
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert (made["AlarmName"], made["EndpointName"], made["Statistic"]) == ("by/command", "reviews", "p95")
+    assert (made["Threshold"], made["EvaluationPeriods"], made["Period"]) == (2e6, 2, 60)
+
+    replaced = outcrop(
+        server, *asked, "Invocation5XXErrors", "--threshold", "5", "--variant", "v", "--missing", "breaching"
+    )
+    assert json.loads(replaced.stdout)["VariantName"] == "v"
+    (row,) = json.loads(outcrop(server, "alarms", "list", "--json").stdout)
+    assert (row["MetricName"], row["StateValue"]) == ("Invocation5XXErrors", "ALARM")  # no traffic, which breaches
+    assert "by/command" in outcrop(server, "alarms", "list").stdout
+
+    odd = outcrop(server, *asked, "Nothing", "--threshold", "1")
+    assert odd.returncode != 0
+    assert "MetricName" in odd.stderr
+    assert outcrop(server, "alarms", "remove", "by/command").returncode == 0
+    gone = outcrop(server, "alarms", "remove", "by/command")
+    assert gone.returncode != 0
+    assert "There is no alarm by/command" in gone.stderr

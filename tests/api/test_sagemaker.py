@@ -17,6 +17,7 @@ from tests.support.sagemaker import (
     create_config,
     create_endpoint,
     create_model,
+    in_service,
     proxies,
     put_bundle,
 )
@@ -326,13 +327,22 @@ def test_an_endpoint_is_there_again_after_a_restart(tmp_path: Path, tiny: Path) 
     try:
         arn = server.import_model(tiny, "kept")
         create_model(server, "kept-model", arn, put_bundle(server, "kept"))
-        create_config(server, "kept-config", {"kept-model": 1})
+        sagemaker = server.client("sagemaker")
+        scaling = {"Status": "ENABLED", "MinInstanceCount": 1, "MaxInstanceCount": 3}
+        variant = {"VariantName": "v", "ModelName": "kept-model", "ManagedInstanceScaling": scaling}
+        sagemaker.create_endpoint_config(EndpointConfigName="kept-config", ProductionVariants=[variant])
         create_endpoint(server, "kept", "kept-config")
+        sagemaker.update_endpoint_weights_and_capacities(
+            EndpointName="kept", DesiredWeightsAndCapacities=[{"VariantName": "v", "DesiredInstanceCount": 2}]
+        )
+        in_service(server, "kept")
         assert len(proxies(server)) > 0
         server.kill()
         wait_for(lambda: not proxies(server), 20)  # a killed server leaves no proxy behind
         server.start()
         server.client("sagemaker").get_waiter("endpoint_in_service").wait(EndpointName="kept", WaiterConfig=WAIT)
         assert ask(server, "kept", {"question": "Still?"})[0]["version"] == "kept"
+        (found,) = in_service(server, "kept")["ProductionVariants"]
+        assert (found["DesiredInstanceCount"], found["CurrentInstanceCount"]) == (2, 2)
     finally:
         server.stop()

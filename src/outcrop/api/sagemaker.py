@@ -161,7 +161,7 @@ def remember(records: SageMakerRecords, endpoint: Endpoint) -> None:
     if row is None:
         return
     kept = {
-        variant.name: {"InitialVariantWeight": variant.weight, "InitialInstanceCount": variant.wanted}
+        variant.name: {"InitialVariantWeight": variant.weight, "DesiredInstanceCount": variant.wanted}
         for variant in endpoint.fleet.everything
     }
     body = {

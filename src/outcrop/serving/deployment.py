@@ -15,11 +15,15 @@ _DEFAULT_LIMIT_S = 28_800.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """*batch* of a rolling update, None of a blue/green one. Times in s; *limit_s*: for all of it, or it goes back."""
+    """*batch* of a rolling update, None of a blue/green one. Times in s; *limit_s*: for all of it, or it goes back.
+
+    *rollback*: batch of a rolling update's way back; None goes back at once.
+    """
 
     kind: str = "ALL_AT_ONCE"
     size: Size | None = None
     batch: Size | None = None
+    rollback: Size | None = None
     wait_s: float = 0.0
     termination_wait_s: float = 0.0
     limit_s: float = _DEFAULT_LIMIT_S
@@ -42,6 +46,9 @@ def deployment_of(config: Mapping[str, Any] | None, instances: Sequence[int]) ->
         found = Deployment(
             kind="ROLLING",
             batch=_size(rolling, "MaximumBatchSize", total, least=5),
+            rollback=_size(rolling, "RollbackMaximumBatchSize", total, least=5, most=100)
+            if "RollbackMaximumBatchSize" in rolling
+            else None,
             wait_s=rolling["WaitIntervalInSeconds"],
             limit_s=rolling.get("MaximumExecutionTimeoutInSeconds", _DEFAULT_LIMIT_S),
             alarms=alarms,
@@ -70,15 +77,15 @@ def deployment_of(config: Mapping[str, Any] | None, instances: Sequence[int]) ->
     return found
 
 
-def _size(policy: Mapping[str, Any], name: str, total: int, *, least: int = 1) -> Size:
-    """Raises InvalidRequest for one that is absent or outside of what the guide allows: half of the fleet at most."""
+def _size(policy: Mapping[str, Any], name: str, total: int, *, least: int = 1, most: int = 50) -> Size:
+    """Raises InvalidRequest for one that is absent or outside of *least* to *most* per cent of the fleet."""
     told = policy.get(name)
     if told is None:
         raise InvalidRequest(f"{name} must be given for TrafficRoutingConfiguration of type {policy['Type']}.")
     value, is_percent = told["Value"], told["Type"] == "CAPACITY_PERCENT"
-    if is_percent and not least <= value <= 50:
-        raise InvalidRequest(f"{name} is {value} per cent of the capacity; it must be {least} to 50.")
-    limit = max(1, total // 2)
+    if is_percent and not least <= value <= most:
+        raise InvalidRequest(f"{name} is {value} per cent of the capacity; it must be {least} to {most}.")
+    limit = max(1, total * most // 100)
     if not is_percent and value > limit:
         raise InvalidRequest(f"{name} is {value} instances; of {total} it must be at most {limit}.")
     return Size(value, is_percent)

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from outcrop.serving.deployment import Deployment
-from outcrop.serving.traffic import batches, steps
+from outcrop.serving.traffic import Size, batches, steps
 from outcrop.serving.variants import FAILED_START, Copies, Variant, variant_of
 from outcrop.serving.watch import Watch
 
@@ -111,9 +111,10 @@ class Rollout:
         except (RolledBack, TimeoutError, *FAILED_START) as exc:
             over = isinstance(exc, TimeoutError) and limit.expired()
             reason = f"it took more than {deployment.limit_s:g} s" if over else str(exc)
-            await self._back(
-                endpoint, old, fresh, counts, f"The update to {fresh.config_name} was rolled back: {reason}"
-            )
+            reason = f"The update to {fresh.config_name} was rolled back: {reason}"
+            log.error("an update is rolled back", endpoint=endpoint.name, reason=reason)
+            endpoint.status, endpoint.failure = "RollingBack", reason
+            await self._back(endpoint, old, fresh, counts, deployment)
             return
         endpoint.fleet, endpoint.coming, endpoint.share = fresh, None, 0.0
         endpoint.failure = ""
@@ -158,17 +159,31 @@ class Rollout:
                 return
             await asyncio.sleep(min(_LOOK_S, left_s))
 
-    async def _back(self, endpoint: Endpoint, old: Fleet, fresh: Fleet, counts: Mapping[str, int], reason: str) -> None:
-        log.error("an update is rolled back", endpoint=endpoint.name, reason=reason)
-        endpoint.status, endpoint.failure = "RollingBack", reason
+    async def _back(
+        self, endpoint: Endpoint, old: Fleet, fresh: Fleet, counts: Mapping[str, int], deployment: Deployment
+    ) -> None:
         try:
+            if deployment.rollback is not None and old.variants:
+                await self._back_in_batches(endpoint, old, fresh, counts, deployment.rollback)
             await self.started(endpoint, old, counts)  # what a rolling update had taken away comes first
         except FAILED_START as exc:
-            endpoint.failure = f"{reason} Not all old copies came back: {exc}"
+            endpoint.failure = f"{endpoint.failure} Not all old copies came back: {exc}"
         endpoint.share, endpoint.coming = 0.0, None
         self._copies.retire(fresh.everything)
         await self._changed(endpoint)
         endpoint.status = "InService"
+
+    async def _back_in_batches(
+        self, endpoint: Endpoint, old: Fleet, fresh: Fleet, counts: Mapping[str, int], size: Size
+    ) -> None:
+        """Old copies come back batch by batch, and take their part of the traffic from new ones, which go."""
+        wanted = [counts[variant.name] for variant in old.variants]
+        names = [variant.name for variant in old.variants]
+        for reached in batches(wanted, size, [len(variant.copies) for variant in old.variants]):
+            await self.started(endpoint, old, dict(zip(names, reached, strict=True)))
+            endpoint.share = min(endpoint.share, 1 - sum(reached) / sum(wanted))
+            for variant in fresh.variants:
+                self._copies.shrink(variant, max(1, math.ceil(variant.wanted * endpoint.share)))
 
 
 def fleet_of(plan: Plan, old: Fleet | None = None, retained: Retained = Retained()) -> Fleet:

@@ -56,13 +56,12 @@ def steps(kind: str, share: float) -> list[float]:
     return [1.0]
 
 
-def batches(wanted: Sequence[int], size: Size) -> list[list[int]]:
-    """Instances of each variant that are new after each batch of a rolling update; all of them after the last."""
-    each = [size.instances_of(count) for count in wanted]
-    rounds = max(math.ceil(count / step) for count, step in zip(wanted, each, strict=True))
-    return [
-        [min(count, step * number) for count, step in zip(wanted, each, strict=True)] for number in range(1, rounds + 1)
-    ]
+def batches(wanted: Sequence[int], size: Size, present: Sequence[int] | None = None) -> list[list[int]]:
+    """Instances of each variant after each batch of a rolling update, from *present* (none); all after the last."""
+    begun = [0] * len(wanted) if present is None else [min(pair) for pair in zip(present, wanted, strict=True)]
+    fleets = [(count, have, size.instances_of(count)) for count, have in zip(wanted, begun, strict=True)]
+    rounds = max(1, *(math.ceil((count - have) / step) for count, have, step in fleets))
+    return [[min(count, have + step * number) for count, have, step in fleets] for number in range(1, rounds + 1)]
 
 
 def is_shadowed(shadow_weight: float, production_weight: float, point: float) -> bool:

@@ -122,6 +122,7 @@ def variant_of(
     """A variant that runs nothing yet; *weight* and *wanted* (instances) in place of what the configuration says."""
     scaling = spec.get("ManagedInstanceScaling", {})
     is_scaled = scaling.get("Status") == "ENABLED"
+    wanted = spec.get("DesiredInstanceCount") if wanted is None else wanted  # of an endpoint that ran before
     least = spec.get("InitialInstanceCount", 1) if wanted is None else wanted
     if is_scaled and wanted is None:
         least = max(1, scaling.get("MinInstanceCount", least))

@@ -52,6 +52,8 @@ def test_batches_of_a_rolling_update_end_with_every_instance_new() -> None:
     assert batches([4], Size(2, is_percent=False)) == [[2], [4]]
     assert batches([5, 1], Size(50, is_percent=True)) == [[2, 1], [4, 1], [5, 1]]
     assert batches([1], Size(5, is_percent=True)) == [[1]]
+    assert batches([4, 2], Size(1, is_percent=False), [2, 2]) == [[3, 2], [4, 2]]
+    assert batches([2], Size(1, is_percent=False), [5]) == [[2]]
 
 
 @pytest.mark.parametrize(

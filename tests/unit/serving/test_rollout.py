@@ -156,6 +156,49 @@ async def test_a_rolling_update_goes_in_batches_and_back_to_every_old_copy(bench
     assert len(old.copies) == 4
 
 
+async def test_a_rollback_in_batches_takes_the_traffic_back_as_old_copies_come(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = await bench.made(plan("one", count=4))
+    old = endpoint.fleet.variants[0]
+    bench.watch.put(ME, "errors", Alarm("e", "Invocation5XXErrors", 0))
+    one = {"Type": "INSTANCE_COUNT", "Value": 1}
+    rolling = {
+        "RollingUpdatePolicy": {
+            "MaximumBatchSize": one,
+            "RollbackMaximumBatchSize": one,
+            "WaitIntervalInSeconds": 1,
+        },
+        "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": "errors"}]},
+    }
+    bench.endpoints.update(endpoint, plan("two", count=4), rolling)
+    await until(lambda: endpoint.share == 0.5 and len(old.copies) == 2)
+    fresh = endpoint.coming
+    assert fresh is not None
+    seen: list[tuple[int, float, int]] = []
+    grow = bench.endpoints.copies.grow
+
+    async def growing(account: str, name: str, variant: Any, count: int) -> None:
+        seen.append((count, endpoint.share, len(fresh.variants[0].copies)))
+        await grow(account, name, variant, count)
+
+    monkeypatch.setattr(bench.endpoints.copies, "grow", growing)
+    bench.watch.note(ME, "e", "v", 503, model_s=0.1, overhead_s=0)
+    await bench.at_rest(endpoint)
+
+    # (old copies wanted, share of the new version, its copies) before each start
+    assert seen == [(3, 0.5, 2), (4, 0.25, 1), (4, 0.0, 1)]
+    assert (endpoint.share, endpoint.coming, len(old.copies)) == (0.0, None, 4)
+
+
+async def test_an_endpoint_of_a_killed_server_comes_back_with_the_copies_that_were_asked_for(bench: Bench) -> None:
+    scaling = {"Status": "ENABLED", "MinInstanceCount": 1, "MaxInstanceCount": 3}
+    endpoint = await bench.made(plan("one", ManagedInstanceScaling=scaling, DesiredInstanceCount=2))
+
+    variant = endpoint.fleet.variants[0]
+    assert (variant.wanted, variant.most, len(variant.copies)) == (2, 3, 2)
+
+
 async def test_what_is_retained_and_what_is_not(bench: Bench) -> None:
     endpoint = await bench.made(plan("one", count=3, weight=5))
     bench.endpoints.update(endpoint, plan("two"), None, Retained(weights=True))
