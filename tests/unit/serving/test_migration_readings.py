@@ -11,6 +11,7 @@ from outcrop.serving.migration.machine import Phase
 from outcrop.serving.migration.observe import Facts, Observation, SideFacts
 from outcrop.serving.migration.plan import Guards, Plan, read_steps
 from outcrop.serving.migration.readings import readings, rollbacks
+from outcrop.telemetry.metric_table import TABLE
 from outcrop.telemetry.metrics import Metrics
 
 PLAN = Plan(name="live", source="bedrock:a", target="bedrock:b", steps=read_steps("1,100", hold_s=10))
@@ -41,6 +42,12 @@ def test_a_migration_is_told_as_what_is_kept_of_it() -> None:
     assert told["failures", "0", "live", "target", "failed"] == told["fallbacks", "0", "live", "Broken"] == 1
     assert (told["pairs", "0", "live", "sides"], told["disagreements", "0", "live"]) == (2, 1)
     assert (told["agreement", "0", "live", "sides"], told["agreement", "0", "live", "source"]) == (1.25, 0.9)
+
+
+def test_every_metric_of_migrations_is_told() -> None:
+    told = {row.name for row, _, _ in [*readings("0", kept(), 0.5), *rollbacks({})]}
+
+    assert told == {row.name for row in TABLE if row.name.startswith("outcrop_migration_")}
 
 
 def test_the_page_has_every_row_of_migrations() -> None:

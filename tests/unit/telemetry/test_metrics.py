@@ -47,7 +47,9 @@ def test_every_row_of_the_table_is_exported_once_it_has_a_value() -> None:
         table.INVOCATION_LOG_BODIES,
         table.INVOCATION_LOG_BODIES_LOST,
     )
-    watched = [row for row in table.TABLE if row.kind is Kind.GAUGE or row in read]
+    watched = [
+        row for row in table.TABLE if row.kind is Kind.GAUGE or row in read or row.name.startswith("outcrop_migration_")
+    ]
     metrics.watch(lambda: [(row, ["x"] * len(row.labels), 1.0) for row in watched])
     metrics.request(record(cold_start=START))
     metrics.copy_ready("m", START)
