@@ -65,6 +65,7 @@ def test_no_rate_records_every_stranger() -> None:
 def request(principal: Principal | None) -> Any:
     return SimpleNamespace(
         is_audited=False,
+        migrated={},
         called=None,
         facts=None,
         principal=principal,
