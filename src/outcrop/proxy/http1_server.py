@@ -30,6 +30,7 @@ _KEEP_S = 75.0  # a connection at rest is closed after this
 _LOOK_S = 5.0
 _LAST_BYTES_S = 1.0
 _MOST_WAITING = 16  # requests sent ahead on one connection
+_MOST_WAITING_BYTES = 262_144  # of a body that waits: with a larger one no more is read meanwhile
 _FRAMING = frozenset({"connection", "content-length", "transfer-encoding", "keep-alive", "host", "authorization"})
 _OFFER = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 _STATUS_LINES = {
@@ -288,7 +289,13 @@ class Connection(asyncio.Protocol):
         if exchange.refusal is None and declared.isascii() and declared.isdigit() and int(declared[:20]) > limit:
             exchange.refuse_body(limit)
         if exchange.headers.get("expect", "").lower() == "100-continue" and self._current is None:
-            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if exchange.refusal is None:
+                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                return
+            # Its sender waits to hear whether the body is wanted: it hears the refusal, and need not send it.
+            self._reading = None
+            exchange.is_alive = False
+            self._take(exchange)
 
     def on_body(self, data: bytes) -> None:
         if self._reading is not None:
@@ -304,7 +311,8 @@ class Connection(asyncio.Protocol):
             self._take(exchange)
             return
         self._waiting.append(exchange)
-        if len(self._waiting) >= _MOST_WAITING and self._transport is not None and not self._is_paused:
+        is_much = len(self._waiting) >= _MOST_WAITING or len(exchange.body) > _MOST_WAITING_BYTES
+        if is_much and self._transport is not None and not self._is_paused:
             self._is_paused = True
             self._transport.pause_reading()
 
@@ -335,7 +343,7 @@ class Connection(asyncio.Protocol):
     def _next(self) -> None:
         if self._current is None and self._waiting:
             self._take(self._waiting.popleft())
-        if self._is_paused and self._transport is not None and len(self._waiting) < _MOST_WAITING:
+        if self._is_paused and self._transport is not None and not self._waiting:
             self._is_paused = False
             self._transport.resume_reading()
 

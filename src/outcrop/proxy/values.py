@@ -34,7 +34,7 @@ class Request:
 
     def json(self) -> Any:
         """The body as JSON. Raises ValueError."""
-        return msgspec.json.decode(self.body)
+        return _json(self.body)
 
     def text(self) -> str:
         """The body as UTF-8. Raises ValueError."""
@@ -53,7 +53,7 @@ class Request:
             return False
         try:
             return _WISHES.decode(self.body).stream is True
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return False
 
 
@@ -68,7 +68,7 @@ class Response:
 
     def json(self) -> Any:
         """The body as JSON. Raises ValueError."""
-        return msgspec.json.decode(self.body)
+        return _json(self.body)
 
     def text(self) -> str:
         """The body as UTF-8. Raises ValueError."""
@@ -83,3 +83,10 @@ class Streamed:
     content_type: str = EVENTS
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply") from None

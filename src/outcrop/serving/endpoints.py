@@ -205,7 +205,8 @@ class Endpoints:
             except Exception:
                 log.exception("work on an endpoint failed", endpoint=endpoint.name)
                 endpoint.failure = "The server failed on this; its log has the details."
-                endpoint.status = "InService" if endpoint.fleet.variants else "Failed"
+                is_up = any(variant.copies for variant in endpoint.fleet.variants)
+                endpoint.status = "InService" if is_up else "Failed"
             finally:
                 if endpoint.task is asyncio.current_task():
                     endpoint.task = None

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import lzma
 import shutil
 import tarfile
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,7 @@ FAILED_START = (ServiceError, OSError, tarfile.TarError)
 _SLOTS = 32
 _KEEP_ALIVE_S = 300.0
 _GIB = 1 << 30
+_MOST_FILES = 10_000
 _LONGEST_BACK_OFF_S = 60.0
 
 
@@ -191,7 +194,11 @@ class Copies:
         if variant.folder is None:
             self._number += 1
             folder = self._folder / f"{account}-{endpoint}.{variant.name}-{self._number}"
-            await asyncio.to_thread(self._unpack, variant.model["PrimaryContainer"].get("ModelDataUrl"), folder)
+            try:
+                await asyncio.to_thread(self._unpack, variant.model["PrimaryContainer"].get("ModelDataUrl"), folder)
+            except BaseException:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+                raise
             variant.folder = folder
         settings = {
             **await self._settings_of(account, endpoint),
@@ -303,10 +310,19 @@ class Copies:
         path = self._object_path(url)
         if not path.is_file():
             raise InvalidRequest(f"Could not find model data at {url}.")
-        with tarfile.open(path, "r:*") as archive:
-            if sum(member.size for member in archive) > _GIB:
-                raise InvalidRequest(f"{url} unpacks to more than 1 GiB: a bundle holds a script, not weights.")
-            archive.extractall(folder, filter="data")
+        try:
+            with tarfile.open(path, "r:*") as archive:
+                size = 0
+                for count, member in enumerate(archive, start=1):  # as far as it is needed: it may be packed well
+                    size += member.size
+                    if size > _GIB or count > _MOST_FILES:
+                        raise InvalidRequest(
+                            f"{url} unpacks to more than 1 GiB or {_MOST_FILES} files: a bundle holds a script, "
+                            "not weights."
+                        )
+                archive.extractall(folder, filter="data")
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as exc:
+            raise InvalidRequest(f"{url} cannot be unpacked: {exc}. Make it anew with tar -czf.") from exc
 
     async def close(self) -> None:
         """End every drain that goes on, and the client. Copies of variants are stopped before."""

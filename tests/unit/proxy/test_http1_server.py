@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator
 
 import pytest
 
+from outcrop.proxy import http1_server
 from outcrop.proxy.http1_server import Exchange, Server, listening
 
 HEAD = b"POST /x HTTP/1.1\r\nHost: h\r\n"
@@ -125,6 +127,47 @@ async def test_a_client_that_asks_first_is_told_to_go_on(callers: Callers) -> No
     said = await callers.say(HEAD + b"Expect: 100-continue\r\nContent-Length: 1\r\n\r\n", b"z", until=b"\r\n\r\nz")
 
     assert said.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize(("path", "length", "status"), [(b"/x", 100_001, b"413"), (b"/secret", 5, b"401")])
+async def test_a_client_that_asks_first_hears_a_refusal_and_need_not_send(
+    callers: Callers, path: bytes, length: int, status: bytes
+) -> None:
+    said = await callers.say(
+        b"POST %b HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % (path, length)
+    )
+
+    assert said.startswith(b"HTTP/1.1 " + status)
+    assert b"connection: close" in said
+    assert len(callers.heard) == 1
+
+
+async def test_of_large_bodies_sent_ahead_few_are_kept(callers: Callers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1_server, "_MOST_WAITING_BYTES", 1000)
+    large = HEAD + b"Content-Length: 90000\r\n\r\n" + b"l" * 90_000
+    reader, writer = await asyncio.open_connection(*callers.address)
+    writer.write(b"POST /held HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
+    sender = asyncio.create_task(_sent(writer, large * 200))
+    while not callers.heard:
+        await asyncio.sleep(0.01)
+    (connection,) = callers.server.connections
+    await asyncio.wait({sender}, timeout=0.5)
+    assert not sender.done()  # the rest is not read
+    assert len(connection._waiting) < 16
+
+    callers.heard[0].answer(200, (), b"")
+    async with asyncio.timeout(20):
+        for _ in range(201):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(re.findall(rb"content-length: (\d+)", head)[0])
+            await reader.readexactly(length)
+        await sender
+    writer.close()
+
+
+async def _sent(writer: asyncio.StreamWriter, data: bytes) -> None:
+    writer.write(data)
+    await writer.drain()
 
 
 async def test_a_client_that_offers_http2_is_answered_over_http1(callers: Callers) -> None:

@@ -98,3 +98,10 @@ def test_sagemaker_variables_set_what_flags_and_our_own_leave_open() -> None:
 def test_a_proxy_without_a_target_does_not_start() -> None:
     with pytest.raises(BadSetting, match="OUTCROP_PROXY_TARGET"):
         load({})
+
+
+def test_json_that_is_nested_too_deeply_is_the_callers_fault() -> None:
+    request = Request(b"[" * 200_000 + b"]" * 200_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        request.json()
+    assert not Request(b'{"stream":' + b"[" * 200_000).wants_stream
