@@ -14,6 +14,7 @@ import pytest
 from outcrop.access.identities import Principal
 from outcrop.api.http import Request, Response, Stream
 from outcrop.api.listener.exchange import LEFT
+from outcrop.api.migration import splitter
 from outcrop.api.migration.reading import read
 from outcrop.api.migration.shadows import Shadows
 from outcrop.api.migration.sides import Sides
@@ -397,3 +398,39 @@ async def test_a_response_is_followed_where_it_was_given_unless_that_side_lost_t
     for number in range(MOST_KEEPERS + 5):
         live.keeps(f"resp_{number}", "source")
     assert len(live._keepers) == MOST_KEEPERS
+
+
+async def test_a_caller_that_gave_up_waiting_counts_against_the_side_that_kept_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = await house.begin("100", guards=Guards(min_requests=5))
+
+    async def silent(request: Request, path: str, body: bytes, principal: Principal) -> Response | Stream:
+        if path.endswith("-stream"):
+            return Stream(200, EVENTS, _stalled())
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    house.splitter.sides.bind(bedrock=silent, openai=silent, sagemaker=silent)
+
+    async def leave(*, stream: bool) -> None:
+        task = asyncio.create_task(house.ask(stream=stream))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    await leave(stream=False)
+    await leave(stream=True)
+    assert live.kept.target.failed == 0  # at once: it changed its mind
+    monkeypatch.setattr(splitter, "GIVEN_UP_S", 0.0)
+    await leave(stream=False)
+    await leave(stream=True)
+    assert live.kept.target.failed == 2
+    await house.tick(1.0)
+    assert live.state.phase == "rolled-back"
+    assert "CallerGaveUp" in live.state.reason
+
+
+async def _stalled() -> AsyncGenerator[bytes, None]:
+    yield encode_chunk(b'{"generation": "a"}')
+    await asyncio.sleep(60)

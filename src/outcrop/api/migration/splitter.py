@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from outcrop.api.migration.shadows import Shadows
 
 HEADER = "x-outcrop-migration"
+GIVEN_UP_S = 5.0  # a caller that leaves sooner may have changed its mind
 MOST_COMPARED_BYTES = 4 << 20  # of one answer; a longer one is given, and not compared
 _OTHER: dict[SideName, SideName] = {"source": "target", "target": "source"}
 
@@ -130,7 +131,22 @@ class Split:
         wanted = self.bound(side)
         assert wanted is not None
         question = self._question(hold_s, is_copy=is_copy)
-        return await self._splitter.sides.ask(side, self.live.sides[side], wanted, question)
+        begun = time.perf_counter()
+        try:
+            return await self._splitter.sides.ask(side, self.live.sides[side], wanted, question)
+        except asyncio.CancelledError:
+            if not is_copy:
+                self._gave_up(Asked(side, wanted.door, begun), begun)
+            raise
+
+    def _gave_up(self, asked: Asked, since: float) -> None:
+        """The caller left while the side owed it something: after a while that is the side's failure.
+
+        Without it a side that answers nobody, and refuses nobody, would be one of which nothing is known.
+        """
+        waited_s = time.perf_counter() - since
+        if waited_s >= GIVEN_UP_S:
+            self._splitter.observe(self, asked, "failed", "primary", seconds=waited_s, error="CallerGaveUp")
 
     def _question(self, hold_s: float | None = None, *, is_copy: bool = False) -> Question:
         return Question(self.request, self.principal, self.call, hold_s, is_copy, self.live.plan.name)
@@ -262,6 +278,7 @@ class Split:
         """The stream's parts; notes its time to the first, what it said and whether it broke."""
         kept: list[bytes] = []
         size, first_s, number, has_ended = 0, 0.0, 0, False
+        since = time.perf_counter()
         try:
             async with aclosing(stream.parts) as parts:
                 async for part in parts:
@@ -275,10 +292,14 @@ class Split:
                     yield part
                     if number == 1:
                         self.answered()  # the part was sent: the caller has its first byte
+                    since = time.perf_counter()
             has_ended = True
         except ServiceError as exc:
             asked.error = exc
             self._splitter.observe(self, asked, "failed", role, seconds=first_s)
+            raise
+        except asyncio.CancelledError:
+            self._gave_up(asked, since)
             raise
         finally:
             data = b"".join(kept) if has_ended and size <= MOST_COMPARED_BYTES else b""
