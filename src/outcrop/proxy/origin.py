@@ -81,8 +81,9 @@ def find(settings: ProxySettings) -> Origin:
         if not model.startswith("arn:"):
             model = _arn(session, settings, region, config) or model
         return Origin(Endpoint(url, region, model), ca_bundle, session.get_credentials())
-    except BotoCoreError as exc:
-        raise BadSetting(f"the AWS configuration cannot be used: {exc}") from exc
+    except (BotoCoreError, ValueError) as exc:  # the latter of an endpoint URL that is none
+        place = f" (endpoint URL {settings.endpoint_url})" if settings.endpoint_url else ""
+        raise BadSetting(f"the AWS configuration cannot be used{place}: {exc}") from exc
 
 
 def _arn(session: Any, settings: ProxySettings, region: str, config: Any) -> str | None:

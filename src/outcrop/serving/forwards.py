@@ -21,6 +21,7 @@ from outcrop.engines.http1 import Answer, Client
 from outcrop.errors import InvalidRequest
 from outcrop.ids import random_id
 from outcrop.serving.invocation import JSON, Invocation, Reply
+from outcrop.serving.urls import http_url
 
 TARGET, TARGET_URL = "OUTCROP_PROXY_TARGET", "OUTCROP_PROXY_ENDPOINT_URL"  # of a variant that runs a proxy
 TO = "OUTCROP_FORWARD_TO"
@@ -61,8 +62,8 @@ def destination(environment: Mapping[str, str], region: str) -> Destination | No
         environment.get(KEY, ""),
     )
     url = environment.get(URL, f"https://runtime.sagemaker.{region}.amazonaws.com" if kind == "sagemaker" else "")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    parts = http_url(url)
+    if parts is None or parts.query or parts.fragment:
         raise InvalidRequest(f"{URL}={url or '(nothing)'} is no http(s) base URL, which {TO}={kind}:... needs.")
     if kind == "sagemaker" and not (keys.bearer or (keys.access_key_id and keys.secret_access_key)):
         raise InvalidRequest(f"{TO}={told} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the Environment.")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import msgspec
 from msgspec import Struct
 
 from outcrop.errors import InvalidRequest, MalformedBody
+from outcrop.serving.urls import http_url
 
 Kind = Literal["bedrock", "sagemaker", "openai"]
 KINDS: tuple[Kind, ...] = ("bedrock", "sagemaker", "openai")
@@ -146,10 +147,10 @@ def read_side(text: str) -> Side:
         if kind == "openai":
             raise InvalidRequest(f"{text!r} needs a URL: openai:{name}@https://host/v1?key_file=PATH")
         return Side(kind=kind, name=name)
-    parts = urlsplit(address)
+    parts = http_url(address)
+    if parts is None:
+        raise InvalidRequest(f"{text!r}: {address!r} is no http or https URL of a host (and port) alone.")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise InvalidRequest(f"{text!r}: {address!r} is no http or https URL.")
     if unknown := sorted(options.keys() - _OPTIONS):
         raise InvalidRequest(f"{text!r}: unknown options {', '.join(unknown)}; known: {', '.join(sorted(_OPTIONS))}.")
     if kind == "openai" and not options.get("key_file"):
