@@ -212,6 +212,8 @@ def test_tokens_documents_and_asynchronous_calls_are_split_too(near: Server, oth
     assert headers["x-amzn-sagemaker-content-type"] == "text/csv"
     assert headers["x-amzn-sagemaker-invocationtimeoutseconds"] == "30"
     assert told(near, "later")["totals"]["target"]["requests"] == 0  # nobody here hears what came of it
+    runtime.invoke_endpoint(EndpointName="later", Body=json.dumps(BODY), TargetVariant="blue")
+    assert other.requests[-1][1]["x-amzn-sagemaker-target-variant"] == "blue"
 
 
 def _text(piece: dict[str, Any]) -> str:

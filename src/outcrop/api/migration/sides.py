@@ -48,6 +48,7 @@ _PASSED = (
     "x-amzn-sagemaker-inference-id",
     "x-amzn-sagemaker-session-id",
     "x-amzn-sagemaker-target-model",
+    "x-amzn-sagemaker-target-variant",
     "x-amzn-sagemaker-content-type",
     "x-amzn-sagemaker-inputlocation",
     "x-amzn-sagemaker-filename",
