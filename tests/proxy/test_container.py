@@ -176,6 +176,17 @@ async def test_a_worker_that_dies_is_replaced_and_its_caller_is_told(tmp_path: P
                 await asyncio.sleep(0.05)
 
 
+@pytest.mark.parametrize(("line", "how"), [("os._exit(3)", "exit status 3"), ("os.abort()", "signal 6 (SIGABRT)")])
+async def test_a_script_that_ends_its_worker_while_it_is_loaded_is_given_up(
+    tmp_path: Path, upstream: Target, line: str, how: str
+) -> None:
+    async with proxied(tmp_path, f"import os\n{line}\n", upstream.url) as proxy:  # settles, and does not wait for ever
+        status, said = await proxy.get("/ping")
+
+        assert status == 503
+        assert f"the worker process ends ({how}) while it loads the script" in said
+
+
 async def test_a_worker_over_its_memory_limit_is_replaced(tmp_path: Path, upstream: Target) -> None:
     script = """
         kept = []

@@ -26,6 +26,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _WATCH_S = 0.5
 _KILL_AT = 1.5  # of the memory limit
 _LONGEST_BACK_OFF_S = 30.0
+_HOPELESS = 3  # workers in a row that end before they are ready
 _QUICK_S = 10.0  # a worker that ends sooner than this after its start counts as one that keeps ending
 
 
@@ -246,6 +247,10 @@ class Pool:
         log.error("worker ended", worker=worker.pid, how=how, in_flight=others + 1, broken=worker.broken or None)
         self._replaced("broken" if worker.broken else "ended")
         self._quick_ends = self._quick_ends + 1 if time.monotonic() - worker.started < _QUICK_S else 0
+        if not worker.is_ready and not worker.broken:
+            self.failure = f"the worker process ends ({how}) while it loads the script"
+            if self._quick_ends >= _HOPELESS:
+                self.settled.set()  # it may come up yet, but whoever waits for the first one need not go on
         await asyncio.sleep(min(_LONGEST_BACK_OFF_S, 0.25 * 2**self._quick_ends) if self._quick_ends else 0)
         if sum(not worker.is_retiring for worker in self.workers) < self.settings.worker_count:
             self._spawn()
