@@ -85,6 +85,7 @@ def encode(call: Call) -> bytes:
     agent = call.user_agent[:MOST_CHARS]
     same = (call.name, call.source, call.region, call.recipient, call.source_ip, agent, call.account)
     place = (*same, call.principal, call.access_key_id, call.is_bearer, call.model_arn, call.error, *names.items())
+    place = (*place, tuple(call.more.items()))
     parts = _known.get(place)
     if parts is None:
         if len(_known) >= _MOST_KNOWN:

@@ -355,3 +355,11 @@ def test_questions_find_records_by_who_what_when_and_on_what(tmp_path: Path) -> 
     assert asked(resource="abcdef123456") == ["Converse"]
     assert asked(action="C*", since=1_767_390_000.0, until=1_767_410_000.0) == ["CreateModelImportJob"]
     assert asked(limit=1) == ["AuditLogClosed"]
+
+
+def test_calls_of_one_caller_and_model_keep_what_is_said_besides_apart() -> None:
+    told = [{}, {"migration": "one"}, {"migration": "two", "copy": "true"}, {}]
+
+    records = [call(name="InvokeModel", is_invocation=True, params={"modelId": "m"}, more=more) for more in told]
+
+    assert [record.get("additionalEventData", {}) for record in records] == told
