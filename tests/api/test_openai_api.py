@@ -252,3 +252,17 @@ def test_paths_as_clients_spell_them(server: Server, model: str, method: str, pa
     assert answer.status == status
     assert said == b"" if method == "HEAD" else json.loads(said)
     assert status == 200 or "error" in json.loads(said)
+
+
+def test_an_alias_is_listed_and_found_under_its_own_name(server: Server, sdk: openai.OpenAI) -> None:
+    server.admin("/outcrop/v1/aliases/current", "PUT", {"model": "tiny"})
+    try:
+        listed = [found.id for found in sdk.models.list()]
+        alone = sdk.models.retrieve("current").id
+    finally:
+        server.admin("/outcrop/v1/aliases/current", "DELETE")
+
+    assert {"tiny", "current"} <= set(listed)
+    assert listed.count("current") == 1
+    assert alone == "current"
+    assert "current" not in [found.id for found in sdk.models.list()]

@@ -37,11 +37,16 @@ class OpenAI:
         self._completion = OpenAICompletion()
 
     def models(self, principal: Principal) -> Response:
-        data = [_model(served) for served in self._catalogue.all(principal.account)]
-        return _json({"object": "list", "data": data})
+        """All names that a request may give: those of models, then those of aliases."""
+        models = self._catalogue.all(principal.account)
+        by_id = {served.facts.model_id: served for served in models}
+        aliases = sorted(self._catalogue.aliases(principal.account).items())
+        named = [_model(by_id[model_id], alias) for alias, model_id in aliases if model_id in by_id]
+        return _json({"object": "list", "data": [*(_model(served) for served in models), *named]})
 
     def model(self, principal: Principal, name: str) -> Response:
-        return _json(_model(self._catalogue.find(principal.account, name)))
+        served = self._catalogue.find(principal.account, name)
+        return _json(_model(served, name if name in self._catalogue.aliases(principal.account) else None))
 
     async def embeddings(self, raw: bytes, principal: Principal, measured: Measured, permit: Permit) -> Response:
         """Raises InvalidRequest for a model that generates text."""
@@ -139,9 +144,9 @@ def _json(value: Any, headers: list[tuple[str, str]] | None = None) -> Response:
     return Response(200, [("content-type", "application/json"), *(headers or [])], msgspec.json.encode(value))
 
 
-def _model(served: Served) -> dict[str, Any]:
+def _model(served: Served, alias: str | None = None) -> dict[str, Any]:
     return {
-        "id": served.record.model_name,
+        "id": alias or served.record.model_name,
         "object": "model",
         "created": int(served.record.created_at),
         "owned_by": served.record.account,
