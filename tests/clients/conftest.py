@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ collect_ignore_glob = [
     *(["test_aws_cli.py"] if "awscli" in _MISSING else []),
     *(["test_javascript_sdk.py", "test_heartbeats.py", "test_policy_oracle.py"] if "node" in _MISSING else []),
     *(["frameworks/*.py"] if _MISSING else []),
+    *([] if shutil.which("terraform") else ["test_terraform.py"]),  # in no registry that it could be installed from
 ]
 
 # Llama.cpp recognises a template that writes calls as <tool_call>JSON</tool_call>.
