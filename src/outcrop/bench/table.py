@@ -96,7 +96,7 @@ def markdown(served: Served, found: Mapping[str, Any]) -> str:
         if ours is not None:
             rows.append(
                 f"| {published.users} | {published.p95_s:.2f}, {published.rpm:g}, {published.mean_s:.2f} "
-                f"| {ours['p95']['value']:.2f}, {ours['rpm']:.3g}, {ours['mean_s']:.2f}, {ours['copies_most'] or '–'} "
+                f"| {_numbers(ours)} "
                 f"| {ours['requests']} | {ours['rpm'] / published.rpm:.2f} |"
             )
     all_levels = list(levels.values())
@@ -112,10 +112,16 @@ def markdown(served: Served, found: Mapping[str, Any]) -> str:
     said = (
         f"{failed or 'No'} requests failed; (users − throughput × latency) / "
         f"users is at most {100 * little:.1f} %. P95 within (95 %): {spans} s; first token (median) {firsts} s. "
-        f"{found['notes'].get('cold starts', '?')} cold starts beside the first copy's; the client took at most "
+        f"{found['notes'].get('cold starts', '?')} copies started during the run; the client took at most "
         f"{100 * client:.0f} % of a core."
     )
     return "\n".join([*rows, "", said, *(f"**Void: {why}.**" for why in dict.fromkeys(void))])
+
+
+def _numbers(level: Mapping[str, Any]) -> str:
+    if not level["requests"]:
+        return "–"  # a level that is void has no latency to tell
+    return f"{level['p95']['value']:.2f}, {level['rpm']:.3g}, {level['mean_s']:.2f}, {level['copies_most'] or '–'}"
 
 
 def main(
