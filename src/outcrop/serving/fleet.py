@@ -414,6 +414,8 @@ class Fleet:
         model.retired_at = None
         model.rest()
         model.queue.keep_no_place()
+        for copy in model.copies:
+            copy.may_sleep = False
         for copy in going:
             self._transitions.drain(model, copy, self._settings.request_timeout_s)
         return True

@@ -213,8 +213,9 @@ class Transitions:
             log.warning("a copy cannot sleep and goes", copy_id=copy.copy_id, reason=str(exc), exc_info=not is_known)
             await self._take_down(model, copy, 0, "evicted")
             return
-        if copy.process is not None and copy.process.returncode is not None:
-            await self._take_down(model, copy, 0, "died")  # who watched it saw it end while it was on its way to sleep
+        is_dead = copy.process is not None and copy.process.returncode is not None
+        if is_dead or not copy.may_sleep:  # who watched it saw it end while it was on its way to sleep
+            await self._take_down(model, copy, 0, "died" if is_dead else "drained")
             return
         copy.state = advance(copy.state, State.ASLEEP)
         self._changed(copy)

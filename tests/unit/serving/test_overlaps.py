@@ -270,3 +270,27 @@ def test_a_start_that_failed_has_its_room_until_its_process_is_gone(
         return False
 
     play(story, start_deadline_s=10)
+
+
+def test_a_rest_ends_a_copy_that_is_on_its_way_to_sleep() -> None:
+    loop, launcher = VirtualLoop(), FakeLauncher()
+    engine = FakeEngine(launcher)
+    engine.can_sleep = True
+    models = [structs.replace(spec(name), gpus=1, threads=0) for name in ("first", "second")]
+
+    async def story() -> None:
+        fleet = make_fleet(loop, launcher, engine=engine, gpus=1)
+        await fleet.start()
+        await use(fleet, models[0])
+        await asyncio.sleep(10)
+        asked = asyncio.create_task(use(fleet, models[1]))
+        while states(fleet) != ["draining"]:
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(30):
+            await fleet.rest("first")
+        await asked
+        assert {copy.model_id for copy in fleet.status()} == {"second"}
+        await fleet.close(1)
+
+    loop.run_until_complete(story())
+    loop.close()
