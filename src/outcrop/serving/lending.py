@@ -127,7 +127,8 @@ class Lending:
             copy.answered += 1
             if copy.ready_at >= model.failed_at:  # an older one says nothing of why another does not come up
                 model.failures = 0
-            model.demand.served(now - lease.begun_at, lease.beside, self._interference)
+            own = model.scaling.interference
+            model.demand.served(now - lease.begun_at, lease.beside, self._interference if own is None else own)
         key = (lease.ask.principal, lease.ask.invocation_id or "")
         if self._running.get(key) is lease:
             del self._running[key]

@@ -417,6 +417,16 @@ def test_a_deleted_model_drains_and_its_waiters_hear_that_it_is_gone() -> None:
     play(story, max_copies=1)
 
 
+def test_work_beside_others_is_judged_by_the_model_s_own_interference() -> None:
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        fleet.configure("model", Scaling(interference=1.0))
+        await asyncio.gather(use(fleet, spec(slots=2), for_s=4), use(fleet, spec(slots=2), for_s=4))
+        # The first ran alone for 4 s; the second, beside it, would have run for 2: a tenth of that counts.
+        assert fleet._models["model"].demand.work_s == pytest.approx(3.8)
+
+    play(story)
+
+
 def test_a_retired_model_answers_who_is_there_and_who_comes_late_and_starts_nothing_again() -> None:
     async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
         asked = [asyncio.create_task(use(fleet, spec(slots=1), hold_s=600, for_s=5)) for _ in range(20)]
