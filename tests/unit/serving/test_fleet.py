@@ -421,8 +421,8 @@ def test_work_beside_others_is_judged_by_the_model_s_own_interference() -> None:
     async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
         fleet.configure("model", Scaling(interference=1.0))
         await asyncio.gather(use(fleet, spec(slots=2), for_s=4), use(fleet, spec(slots=2), for_s=4))
-        # The first ran alone for 4 s; the second, beside it, would have run for 2: a tenth of that counts.
-        assert fleet._models["model"].demand.work_s == pytest.approx(3.8)
+        # One began beside the other, and would have run for 2 s alone; the other counts a tenth of its 4 s.
+        assert fleet._models["model"].demand.work_s == pytest.approx(2 + 0.1 * (4 - 2))
 
     play(story)
 
