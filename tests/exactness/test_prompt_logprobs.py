@@ -29,7 +29,7 @@ async def copy_of(name: str, folder: Path) -> AsyncIterator[tuple[Engine, Any]]:
     convert(folder / "model", folder / "model.gguf", "auto")
     client = LlamaCpp(request_timeout_s=30)
     with serving(folder / "model.gguf", 512) as engine:
-        endpoint = Endpoint(str(engine.client.base_url).rstrip("/"), "parity")
+        endpoint = Endpoint(engine.url, "parity")
 
         async def ask(tokens: list[int], top: int) -> list[dict[str, Any] | None]:
             body = {"prompt": tokens, "max_tokens": 1, "prompt_logprobs": top}

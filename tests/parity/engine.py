@@ -23,7 +23,10 @@ _SECRET = "parity"
 
 @dataclass(frozen=True, slots=True)
 class Engine:
+    """*url*: where its copy listens, as our own client takes it."""
+
     client: httpx.Client
+    url: str
 
     def log_probabilities(self, prefix: list[int], vocab: int) -> dict[int, float]:
         """Of every token that may follow *prefix*, unchanged by any sampler.
@@ -104,7 +107,7 @@ def serving(artifact: Path, context_tokens: int) -> Iterator[Engine]:
             headers=headers,
             timeout=30,
         ) as client:
-            yield Engine(client)
+            yield Engine(client, announced["url"])
     finally:
         child.kill()
         child.communicate()
