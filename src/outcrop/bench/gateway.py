@@ -170,7 +170,9 @@ async def server(home: Path, **settings: str) -> AsyncIterator[tuple[str, Creden
         process.wait(30)
 
 
-async def start_bare(artifact: Path, like: dict[str, Any], log: Path) -> tuple[Process, Target, float]:
+async def start_bare(
+    launcher: LocalLauncher, artifact: Path, like: dict[str, Any], log: Path
+) -> tuple[Process, Target, float]:
     """The engine alone, started as the fleet starts it; the seconds from spawn to the first answer."""
     engine = LlamaCpp(request_timeout_s=600)
     spec = CopySpec(
@@ -182,7 +184,7 @@ async def start_bare(artifact: Path, like: dict[str, Any], log: Path) -> tuple[P
         kv_f32=True,
     )
     begun = time.perf_counter()
-    process = await LocalLauncher().start(engine.command(spec), engine.child_config(spec, SECRET), log, 120)
+    process = await launcher.start(engine.command(spec), engine.child_config(spec, SECRET), log, 120)
     socket, prefix = copy_socket.split(process.url)
     target = Target(f"http://localhost{prefix}", SECRET, "bare", socket)
     async with target.session() as session:
@@ -207,11 +209,13 @@ async def run(rounds: int, checkpoint: Path) -> dict[str, Any]:
                 async with session.get(f"{url}/outcrop/v1/status", headers=headers) as response:
                     like = (await response.json())["models"][0]
             artifact = next((home / "store" / "models").glob("*/model.gguf"))
-            bare_process, bare, bare_cold = await start_bare(artifact, like, home / "bare.log")
+            launcher = LocalLauncher()
+            bare_process, bare, bare_cold = await start_bare(launcher, artifact, like, home / "bare.log")
             try:
                 measured = await compare(gateway, bare, rounds)
             finally:
                 await bare_process.stop(5)
+                launcher.close()
     return {
         "idle_rss_mb": idle_mb,
         "import_s": import_s,

@@ -118,10 +118,9 @@ def _ask(runtime: Any) -> None:
 async def _bare_start(spec: CopySpec, home: Path) -> float:
     """The same process without any gateway: from its spawn to the first token."""
     engine = LlamaCpp(request_timeout_s=60)
+    launcher = LocalLauncher()
     begun = time.perf_counter()
-    process = await LocalLauncher().start(
-        engine.command(spec), engine.child_config(spec, SECRET), home / "bare.log", 120
-    )
+    process = await launcher.start(engine.command(spec), engine.child_config(spec, SECRET), home / "bare.log", 120)
     try:
         endpoint = Endpoint(process.url, SECRET)
         while not await engine.is_ready(endpoint):
@@ -131,6 +130,7 @@ async def _bare_start(spec: CopySpec, home: Path) -> float:
     finally:
         await process.stop(5)
         await engine.aclose()
+        launcher.close()
 
 
 def _spec(home: Path, status: dict[str, Any]) -> CopySpec:
