@@ -51,7 +51,7 @@ class OpenAI:
     async def embeddings(self, raw: bytes, principal: Principal, measured: Measured, permit: Permit) -> Response:
         """Raises InvalidRequest for a model that generates text."""
         body = decode_object(raw, "The body is not valid JSON")
-        served = self._find(body, principal, permit)
+        served = named(self._catalogue, body, principal, permit)
         measured.of_engine(served.spec.engine)
         measured.of_model(served.facts.name, served.facts.model_id)
         found = await self._generation.embed(served, OPENAI_EMBEDDINGS.decode(body), measured)
@@ -64,7 +64,7 @@ class OpenAI:
     ) -> Response | Stream:
         """Answer ``/v1/chat/completions`` (*kind* ``chat``) or ``/v1/completions``."""
         body = decode_object(raw, "The body is not valid JSON")
-        served = self._find(body, principal, permit)
+        served = named(self._catalogue, body, principal, permit)
         measured.of_engine(served.spec.engine)
         measured.of_model(served.facts.name, served.facts.model_id)
         refuse_to_generate(served.facts)
@@ -108,13 +108,14 @@ class OpenAI:
         opened = await stream_when_ready(pending, parts, heartbeat=HEARTBEAT, every_s=every_s, failed=_failed)
         return Stream(200, headers, opened)
 
-    def _find(self, body: dict[str, Any], principal: Principal, permit: Permit) -> Served:
-        """The model that *body* names, by name, ARN or id, once *permit* let the caller have it."""
-        name = body.get("model")
-        if not isinstance(name, str) or not name:
-            raise InvalidRequest("model is required: the name or ARN of an imported model.", param="model")
-        permit(name, body.get("stream") is True)
-        return self._catalogue.find(owner_of(name, principal), name)
+
+def named(catalogue: Catalogue, body: dict[str, Any], principal: Principal, permit: Permit) -> Served:
+    """The model that *body* names, by name, ARN or id, once *permit* let the caller have it."""
+    name = body.get("model")
+    if not isinstance(name, str) or not name:
+        raise InvalidRequest("model is required: the name or ARN of an imported model.", param="model")
+    permit(name, body.get("stream") is True)
+    return catalogue.find(owner_of(name, principal), name)
 
 
 def plain_path(path: str) -> str | None:

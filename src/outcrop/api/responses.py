@@ -13,11 +13,10 @@ from outcrop.access.identities import Principal
 from outcrop.api.generation import Generation, Measured, usage_or_zero
 from outcrop.api.holding import stream_when_ready
 from outcrop.api.http import Response, Stream
-from outcrop.api.openai import Permit
-from outcrop.api.permissions import owner_of
+from outcrop.api.openai import Permit, named
 from outcrop.api.wire_errors import OPENAI, wire_error
 from outcrop.awswire.documents import decode_object
-from outcrop.errors import InvalidRequest, NotFound, ServiceError
+from outcrop.errors import NotFound, ServiceError
 from outcrop.inference import fields, openai_responses
 from outcrop.inference.answer import AnswerContext
 from outcrop.inference.canonical import Chunk, GenerateRequest
@@ -94,11 +93,7 @@ class Responses:
     ) -> tuple[dict[str, Any], Served, Messages, GenerateRequest]:
         """The body, its model, what was said before it, and what it asks for with that."""
         body = decode_object(raw, "The body is not valid JSON")
-        name = body.get("model")
-        if not isinstance(name, str) or not name:
-            raise InvalidRequest("model is required: the name or ARN of an imported model.", param="model")
-        permit(name, body.get("stream") is True)
-        served = self._catalogue.find(owner_of(name, principal), name)
+        served = named(self._catalogue, body, principal, permit)
         measured.of_engine(served.spec.engine)
         measured.of_model(served.facts.name, served.facts.model_id)
         refuse_to_generate(served.facts)
