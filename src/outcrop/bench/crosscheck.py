@@ -148,11 +148,11 @@ def markdown(results: Sequence[Mapping[str, Any]], speedup: float) -> str:
 
 
 def main(
-    engine: list[str] = typer.Option(["simulated", "llama.cpp"], help="What answers."),  # noqa: B008
+    engine: list[str] = typer.Option(["simulated", "llama.cpp"], help="What answers."),
     rounds: int = typer.Option(3, min=1, help="Turns of both."),
     speedup: float = typer.Option(10.0, min=1, help="Of the simulated copy."),
-    autocannon: Path = typer.Option(AUTOCANNON, help="The other load generator."),  # noqa: B008
-    out: Path | None = typer.Option(None, help="Keep the result as JSON."),  # noqa: B008
+    autocannon: Path = typer.Option(AUTOCANNON, help="The other load generator."),
+    out: Path | None = typer.Option(None, help="Keep the result as JSON."),
 ) -> None:
     """Compare our benchmark with an independent load generator; exit status 1 when they differ by over 5 %.
 

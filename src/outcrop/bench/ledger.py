@@ -91,7 +91,7 @@ async def _settled(session: aiohttp.ClientSession, sampler: Sampler) -> tuple[li
 def main(
     minutes: float = typer.Option(10.0, min=0.05, help="How long users come and go."),
     seed: int = typer.Option(1, help="The same seed draws the same users."),
-    out: Path | None = typer.Option(None, help="Keep the result as JSON."),  # noqa: B008
+    out: Path | None = typer.Option(None, help="Keep the result as JSON."),
 ) -> None:
     """Compare the ledger's copy-seconds with the process table; exit status 1 when they differ by over 1 %."""
     found = asyncio.run(measure(minutes, seed))

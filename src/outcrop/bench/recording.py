@@ -183,7 +183,7 @@ def _timed(record: Record) -> dict[str, Any]:
 
 def main(
     name: str = typer.Argument("sample", help="sample (the CPU engine), or simulated (larger)."),
-    out: Path = typer.Option(..., help="File for the recording, which outcrop plan validate reads."),  # noqa: B008
+    out: Path = typer.Option(..., help="File for the recording, which outcrop plan validate reads."),
     calibration: str = typer.Option("qwen2.5-14b-a100-40gb", help="Of simulated copies."),
     speedup: float = typer.Option(5.0, min=1, help="How many times faster than that they run."),
     seed: int = typer.Option(1, help="The same seed sends the same requests."),

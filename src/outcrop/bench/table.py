@@ -127,7 +127,7 @@ def _numbers(level: Mapping[str, Any]) -> str:
 def main(
     calibration: str = typer.Option("", help="Simulated copies of this calibration in place of the CPU engine."),
     speedup: float = typer.Option(5.0, min=1, help="How many times faster than that they run."),
-    out: Path | None = typer.Option(None, help="Folder for requests.jsonl, summary.json, report.html and PNGs."),  # noqa: B008
+    out: Path | None = typer.Option(None, help="Folder for requests.jsonl, summary.json, report.html and PNGs."),
 ) -> None:
     """Measure the published table here and print the rows of docs/benchmarks/published-table.md."""
     served = simulated(calibration, speedup) if calibration else on_cpu(len(os.sched_getaffinity(0)))

@@ -308,7 +308,7 @@ def explain(
     principal: str = typer.Option(..., "--as", help="ARN of a user, a role or a session of your account."),
     action: str = typer.Option(..., help="For example bedrock:InvokeModel."),
     resource: str = typer.Option("*", help="ARN of what is asked for."),
-    context: list[str] = typer.Option([], help="Context key as KEY=VALUE. Repeatable; a key given twice has both."),  # noqa: B008
+    context: list[str] = typer.Option([], help="Context key as KEY=VALUE. Repeatable; a key given twice has both."),
     home: Path | None = HOME,
     as_json: bool = JSON,
 ) -> None:

@@ -71,7 +71,7 @@ def audit(
 
 @app.command("verify")
 def verify_log(
-    head: list[str] = typer.Option([], help="A head, N:MAC, that was written down elsewhere. Repeatable."),  # noqa: B008
+    head: list[str] = typer.Option([], help="A head, N:MAC, that was written down elsewhere. Repeatable."),
     home: Path | None = HOME,
     as_json: bool = JSON,
 ) -> None:

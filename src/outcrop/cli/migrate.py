@@ -42,8 +42,8 @@ def start(
     hold_s: float = typer.Option(600.0, min=0, help="Seconds that a step lasts at least; STEP@SECONDS for one alone."),
     min_requests: int = typer.Option(20, min=1, help="Requests of the target that a step, or a verdict, needs."),
     sticky: str = typer.Option("", help="Who stays with a side: principal, session (SageMaker's) or header:NAME."),
-    listed: list[str] = typer.Option([], help="Principal (ARN, * and ? allowed) that goes first. Repeatable."),  # noqa: B008
-    listed_header: list[str] = typer.Option(  # noqa: B008
+    listed: list[str] = typer.Option([], help="Principal (ARN, * and ? allowed) that goes first. Repeatable."),
+    listed_header: list[str] = typer.Option(
         [], help="NAME=VALUE of a header; callers with every one of them go first. Repeatable."
     ),
     error_rate: float | None = typer.Option(None, help="Share of failures above the source's own (0.02)."),
@@ -62,7 +62,7 @@ def start(
     cold: str = typer.Option("hold", help="While the target is cold: hold, or source (ask that at once, uncounted)."),
     compare: float = typer.Option(5.0, min=0, max=100, help="Percent of live requests asked of the other side too."),
     noise: float = typer.Option(20.0, min=0, max=100, help="Percent of compared requests that the source gets twice."),
-    ignore: list[str] = typer.Option([], help="JSON field that comparisons leave out. Repeatable."),  # noqa: B008
+    ignore: list[str] = typer.Option([], help="JSON field that comparisons leave out. Repeatable."),
     keep_pairs: bool = typer.Option(True, help="Keep compared answers as SageMaker Data Capture lines in the home."),
     plan: bool = typer.Option(False, "--plan", help="Show what would be done; start nothing."),
     wait: bool = typer.Option(False, "--wait", help="Wait for the end; exit status as of status."),
@@ -165,7 +165,7 @@ def remove(name: str = NAME, home: Path | None = HOME) -> None:
 @app.command()
 def report(
     name: str = NAME,
-    output: Path = typer.Option(Path("migration.html"), "--output", "-o", help="The page to write."),  # noqa: B008
+    output: Path = typer.Option(Path("migration.html"), "--output", "-o", help="The page to write."),
     home: Path | None = HOME,
 ) -> None:
     """Write one HTML page with plots: shares, failures, latency, agreement, cost, events, differences."""

@@ -38,7 +38,7 @@ def cost_by_activity(
     days: float = typer.Option(7.0, min=0.001, help="The period; each trace is cut to it."),
     most: int = MAX,
     prices: list[Path] = PRICES,
-    as_of: list[str] = typer.Option([], help="Prices known on this day. Repeatable; default: the newest."),  # noqa: B008
+    as_of: list[str] = typer.Option([], help="Prices known on this day. Repeatable; default: the newest."),
     instance: str = INSTANCE,
     proxy: str = PROXY,
     units: int = UNITS,

@@ -108,13 +108,13 @@ def set_scaling(
     context_tokens: int | None = typer.Option(
         None, "--context", help="Context of its copies in tokens, at most its own."
     ),
-    argument: list[str] = typer.Option(  # noqa: B008
+    argument: list[str] = typer.Option(
         [], "--argument", help="A further argument of its engine's command line; it wins. Repeatable."
     ),
     stop_idle: bool | None = typer.Option(
         None, "--stop-idle/--keep-idle", help="Stop a copy as soon as its keep-alive has ended, or keep it evictable."
     ),
-    floor: list[str] = typer.Option(  # noqa: B008
+    floor: list[str] = typer.Option(
         [], help="'CRON;SECONDS;MIN[;MAX]', UTC: from each time on, so long, so many copies. Repeatable."
     ),
     home: Path | None = HOME,

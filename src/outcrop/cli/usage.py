@@ -55,7 +55,7 @@ def bill(
     since: str | None = SINCE,
     until: str | None = UNTIL,
     by: str = BY,
-    prices: list[Path] = typer.Option([], help="Price books of your own, after the one that ships. Repeatable."),  # noqa: B008
+    prices: list[Path] = typer.Option([], help="Price books of your own, after the one that ships. Repeatable."),
     own_copy_hour: str | None = typer.Option(
         None, help="What one copy costs you an hour on your own hardware, USD; no price is assumed."
     ),
