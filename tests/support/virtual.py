@@ -121,6 +121,7 @@ class FakeLauncher:
         self, argv: Sequence[str], line: bytes, log: Path, deadline_s: float, *, pass_fds: tuple[int, ...] = ()
     ) -> FakeProcess:
         self.started += 1
+        pid = self.started
         self.starting += 1
         self.most_starting = max(self.most_starting, self.starting)
         try:
@@ -129,7 +130,7 @@ class FakeLauncher:
             self.starting -= 1
         if self.is_broken:
             raise EngineFault("the copy could not start: no such luck")
-        process = FakeProcess(self.started, self)
+        process = FakeProcess(pid, self)
         self.alive[process.pid] = process
         return process
 

@@ -49,7 +49,7 @@ class Copy:
     tier: Tier = Tier.DISK
     stage: Stage = Stage.QUEUED  # of its start
     begun_at: float | None = None  # when its turn to start came, or the fetching of its files began
-    awake: CopySpec | None = None  # of one asleep: what it takes when it is woken
+    awake: CopySpec | None = None  # of one asleep, or on its way to sleep or back: what it takes when it serves
     may_sleep: bool = True  # False: its model was told to rest while it was on its way to sleep
     sleep_level: int = 0  # of one asleep (``engines.base.Asleep``)
     canary: str = ""  # how it began to answer a fixed question before it slept

@@ -89,12 +89,12 @@ class Landlord:
         specs = [copy.spec for copy in live]
         return self._missing_bytes(model.spec, specs) <= 0 and self._missing_gpus(model.spec, specs) <= 0
 
-    def can_keep_asleep(self, copy: Copy, asleep: CopySpec, models: Sequence[Model]) -> bool:
-        """Whether the node has the memory for what *copy* keeps while it sleeps."""
+    def can_keep(self, copy: Copy, spec: CopySpec, models: Sequence[Model]) -> bool:
+        """Whether the node has the memory for *copy* when it takes what *spec* says."""
         others = [
             each.spec for other in models for each in other.copies if each is not copy and each.state not in ENDED
         ]
-        return self._missing_bytes(asleep, others) <= 0
+        return self._missing_bytes(spec, others) <= 0
 
     def are_free(self, devices: Sequence[int], models: Sequence[Model]) -> bool:
         live = [copy.spec for other in models for copy in other.copies if copy.state not in ENDED]

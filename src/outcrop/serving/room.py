@@ -49,6 +49,13 @@ def as_set(spec: CopySpec, scaling: Scaling, fitted: Callable[[CopySpec], CopySp
     )
 
 
+def between(spec: CopySpec, other: CopySpec) -> CopySpec:
+    """What a copy of *spec* may take at any moment while it becomes *other*, on the GPUs and cores of *spec*."""
+    return structs.replace(
+        spec, kv_bytes=max(spec.kv_bytes, other.kv_bytes), weight_bytes=max(spec.weight_bytes, other.weight_bytes)
+    )
+
+
 def needed_bytes(spec: CopySpec, beside: Sequence[CopySpec]) -> int:
     """What one more copy of *spec* takes beside those that are there."""
     return used_bytes([*beside, spec]) - used_bytes(beside)

@@ -48,7 +48,7 @@ class Sleeping:
                 await engine.sleep(copy.endpoint, way.level)
         except TimeoutError as exc:
             raise EngineFault(f"the copy was not asleep after {SLEEP_DEADLINE_S:g} s") from exc
-        copy.awake, copy.spec, copy.sleep_level = copy.spec, way.spec, way.level
+        copy.spec, copy.sleep_level = way.spec, way.level
 
     async def wake(self, copy: Copy) -> float:
         """Bring *copy* back; the seconds that took. Raises EngineFault when it does not answer as it did before.

@@ -17,7 +17,7 @@ from outcrop.engines.base import Asleep
 from outcrop.errors import EngineFault, KeyUnavailable, ServiceError
 from outcrop.ids import CopyId, random_id
 from outcrop.metering.meter import Meter
-from outcrop.serving import starts
+from outcrop.serving import room, starts
 from outcrop.serving.background import Background
 from outcrop.serving.bring_up import BringUp
 from outcrop.serving.copies import Copy, Events, Model
@@ -94,7 +94,7 @@ class Transitions:
                 model.blocked_since = now if model.blocked_since is None else model.blocked_since
             return None
         if (asleep := self._sleeper(model)) is not None:
-            asleep.spec, asleep.awake = asleep.awake or model.spec, None
+            asleep.spec = room.between(asleep.awake or model.spec, asleep.spec)
             asleep.state, asleep.born_at = advance(asleep.state, State.STARTING), now
             asleep.tier = Tier.ASLEEP if asleep.sleep_level == 1 else Tier.ASLEEP_EMPTY
             asleep.stage, asleep.begun_at = Stage.WAKING, now
@@ -195,10 +195,13 @@ class Transitions:
     def _make_way(self, model: Model, copy: Copy) -> None:
         """Let an idle copy go for another model: asleep where that can be, else for good."""
         ways, models = self._sleeping.ways(copy) if copy.state in SERVING else (), list(self._models.values())
-        way = next((way for way in ways if self._landlord.can_keep_asleep(copy, way.spec, models)), None)
+        fitting = (way for way in ways if self._landlord.can_keep(copy, room.between(copy.spec, way.spec), models))
+        way = next(fitting, None)
         if way is None:
             self.drain(model, copy, self._settings.request_timeout_s, "evicted")
             return
+        # Its room is kept from now on, or another copy would start in what this one is about to take.
+        copy.awake, copy.spec = copy.spec, room.between(copy.spec, way.spec)
         copy.state = advance(copy.state, State.DRAINING)
         self._changed(copy)
         self._background.spawn(self._put_to_sleep(model, copy, way), f"sleep-{copy.copy_id}")
@@ -240,6 +243,7 @@ class Transitions:
             log.exception("waking a copy hit a defect", copy_id=copy.copy_id)
             await self._start_failed(model, copy, EngineFault(f"The copy did not wake: {exc}"))
             return
+        copy.spec, copy.awake = copy.awake or copy.spec, None
         self._is_ready(model, copy, took)
 
     def drain(self, model: Model, copy: Copy, limit_s: float, reason: str = "drained") -> None:

@@ -325,7 +325,7 @@ class FleetMachine(RuleBasedStateMachine):
             assert copy.in_flight == len(copy.leases)
             assert copy.state not in ENDED
         for model in self.fleet._models.values():
-            undrained = [copy for copy in model.copies if copy.state is not State.DRAINING]
+            undrained = [copy for copy in model.copies if copy.state not in (State.DRAINING, State.ASLEEP)]
             # One more while a copy of an earlier configuration is replaced.
             assert len(undrained) <= 2 + any(rolling.is_outdated(copy, model.spec) for copy in undrained)
         assert len(copies) <= 1 or room.used_bytes(copy.spec for copy in copies) <= self.memory
@@ -364,6 +364,7 @@ class FleetMachine(RuleBasedStateMachine):
             assert not any(copy.in_flight or copy.outstanding for copy in model.copies)
         assert not self.fleet._lending._running
         assert not self.fleet._lending._placing
+        self.at_rest.clear()
         for each in self.specs:  # it still serves, whatever came before
             assert self.run(use(self.fleet, each, for_s=0, hold_s=300))
         self.run(self.fleet.close(1))
@@ -374,9 +375,12 @@ class FleetMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
+EXAMPLES = int(os.environ.get("OUTCROP_TEST_EXAMPLES", "40"))
 TestAnySequenceOfEvents = FleetMachine.TestCase
+# Reducing a failure takes minutes; a limit that strikes meanwhile ends the fleet's task and looks like another failure.
+TestAnySequenceOfEvents.pytestmark = [pytest.mark.timeout(900 + 5 * EXAMPLES)]
 TestAnySequenceOfEvents.settings = settings(
-    max_examples=int(os.environ.get("OUTCROP_TEST_EXAMPLES", "40")),
+    max_examples=EXAMPLES,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),

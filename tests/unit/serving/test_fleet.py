@@ -708,6 +708,23 @@ def test_where_memory_is_short_a_copy_sleeps_without_its_weights_and_its_wake_is
     play(story, launcher, gpus=1, engine=engine, memory_bytes=5 * GB)
 
 
+def test_nothing_starts_in_the_memory_that_a_copy_on_its_way_to_sleep_or_back_is_about_to_take() -> None:
+    launcher = FakeLauncher()
+
+    async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
+        await use(fleet, on_gpus("one"), hold_s=300)
+        await asyncio.sleep(5)
+        second = asyncio.create_task(use(fleet, on_gpus("two"), hold_s=300))
+        while not any(copy.state is State.DRAINING for copy in fleet.status()):
+            await asyncio.sleep(0.01)
+        other = asyncio.create_task(use(fleet, spec("other", weight_bytes=4 * GB), hold_s=300))
+        while not (second.done() and other.done()):
+            await asyncio.sleep(0.01)
+            assert room.used_bytes(copy.spec for model in fleet._models.values() for copy in model.copies) <= 12 * GB
+
+    play(story, launcher, gpus=1, engine=sleeper(launcher), memory_bytes=12 * GB)
+
+
 def test_a_copy_runs_no_more_requests_than_its_engine_found_memory_for() -> None:
     launcher = FakeLauncher()
     engine = FakeEngine(launcher)
