@@ -16,6 +16,8 @@ from botocore.exceptions import ClientError
 from tests.support.checkpoints import make_checkpoint
 from tests.support.server import Server, wait_for
 
+from outcrop.cli.top import follow
+
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -183,3 +185,18 @@ def test_everything_is_there_after_a_restart(fresh: Server, tmp_path: Path) -> N
 
     assert fresh.client("bedrock").get_imported_model(modelIdentifier="kept")["modelArn"] == arn
     generate(fresh, arn)
+
+
+def test_the_live_view_waits_for_a_server_that_restarts(fresh: Server) -> None:
+    looks = follow(fresh.home, 0.1)
+    assert not next(looks)[1]
+
+    fresh.stop()
+    before, missing = next(looks)
+    assert "does not answer" in missing or "no server is running" in missing
+    fresh.start()
+
+    assert not next(looks)[1]
+    after, missing = next(looks)
+    assert not missing
+    assert after["at"] > before["at"]

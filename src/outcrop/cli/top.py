@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from rich.text import Text
 
 from outcrop.cli.client import HOME, JSON, Client, connect, echo_json
 from outcrop.cli.status import ENDPOINT_COLUMNS, ENDPOINTS, state_of
+from outcrop.errors import BadSetting
 
 _PATH = "/outcrop/v1/top"
 
@@ -26,27 +30,50 @@ def top(
     as_json: bool = JSON,
 ) -> None:
     """Show models, copies, queues, slots and tokens per second, live. With --json one look a line."""
-    client = connect(home)
-    before = _seen(client)
+    looks = follow(home, interval_s)
     if once or as_json:
-        while True:
-            before, found = _look(client, before, interval_s)
-            if not as_json:
+        for found, missing in looks:
+            if missing and once:
+                raise BadSetting(missing)
+            if missing:
+                typer.echo(missing, err=True)
+            elif not as_json:
                 Console(width=None if sys.stdout.isatty() else 200).print(_page(found))
             elif once:
                 echo_json(found)
             else:
-                typer.echo(_line(found))
+                typer.echo(json.dumps(found))
             if once:
                 return
-    console = Console()
-    with Live(_page(with_rates(before, before)), console=console, screen=True, auto_refresh=False) as live:
+    with Live(console=Console(), screen=True, auto_refresh=False) as live:
         try:
-            while True:
-                before, found = _look(client, before, interval_s)
-                live.update(_page(found), refresh=True)
+            for found, missing in looks:
+                page = _page(found)
+                live.update(Group(Text(missing, style="bold red"), page) if missing else page, refresh=True)
         except KeyboardInterrupt:
             return
+
+
+def follow(home: Path | None, interval_s: float) -> Iterator[tuple[dict[str, Any], str]]:
+    """One look after the other: what was seen last, and why nothing newer was; empty where it was.
+
+    A server that ends is waited for, so that a restart does not end the view. Raises BadSetting when none is there at
+    the beginning.
+    """
+    client = connect(home)
+    before = _seen(client)
+    found = with_rates(before, before)
+    while True:
+        time.sleep(interval_s)
+        try:
+            after = _seen(client)
+        except (BadSetting, OSError) as exc:
+            yield found, str(exc)
+            with contextlib.suppress(BadSetting):
+                client = connect(home)  # the next one may listen elsewhere
+            continue
+        before, found = after, with_rates(before, after)
+        yield found, ""
 
 
 def with_rates(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
@@ -69,20 +96,8 @@ def with_rates(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     return {**after, "models": models}
 
 
-def _look(client: Client, before: dict[str, Any], interval_s: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    time.sleep(interval_s)
-    after = _seen(client)
-    return after, with_rates(before, after)
-
-
 def _seen(client: Client) -> dict[str, Any]:
     return {**client.get(_PATH), "endpoints": client.get(ENDPOINTS)["copies"]}
-
-
-def _line(found: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(found)
 
 
 def _page(found: dict[str, Any]) -> Group:

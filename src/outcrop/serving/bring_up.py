@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -135,6 +136,11 @@ class BringUp:
             stage = engine.stage(process.last_log_lines(STAGE_LOG_BYTES))
             reached = f" The last stage it reached: {stage}." if stage else ""
             raise EngineFault(f"The copy was not ready after {deadline_s:g} s.{reached}") from exc
+
+    def forget(self, model_id: str) -> None:
+        """Remove what is left of a deleted model: its copies' logs, what engines compiled for it. Blocks."""
+        self.forget_logs(model_id, 0)
+        shutil.rmtree(self._settings.engine_work / model_id, ignore_errors=True)
 
     def forget_logs(self, model_id: str, kept: int) -> None:
         """Remove all but the newest *kept* logs of the model's copies. Blocks."""

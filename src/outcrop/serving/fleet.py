@@ -4,8 +4,8 @@ A request for a ready copy takes a slot synchronously. One that finds none joins
 bell; the task then reconciles: facts to ``policy.decide``, decisions to the launcher. A start belongs to the system:
 it goes on when its caller leaves, and one start serves all who wait.
 
-How copies come and go once that is decided is in ``transitions``, whether one is of use in ``health``, who gets its
-slots in ``lending``.
+One model's step is in ``reconciling``, how copies come and go once that is decided in ``transitions``, whether one is
+of use in ``health``, who gets its slots in ``lending``.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from outcrop.ids import random_id
 from outcrop.inference.canonical import GenerateRequest
 from outcrop.launchers.local import LocalLauncher
 from outcrop.metering.meter import Meter
-from outcrop.serving import policy, proving, rolling, room, schedule, seen
+from outcrop.serving import policy, proving, room, schedule, seen
 from outcrop.serving.background import Background
 from outcrop.serving.bring_up import BringUp
 from outcrop.serving.copies import UNOBSERVED, Copy, CopyStatus, DecisionRecord, Events, Lease, Model, ModelStatus
 from outcrop.serving.health import Health
 from outcrop.serving.hold import Ask, HoldQueue, Limits
 from outcrop.serving.lending import Lending
-from outcrop.serving.lifecycle import ENDED, SERVING, State, advance
+from outcrop.serving.lifecycle import ENDED, State
 from outcrop.serving.making_room import Allowance, Landlord
 from outcrop.serving.proof import ProofReport
 from outcrop.serving.readings import occupancies, readings
+from outcrop.serving.reconciling import Reconciling
 from outcrop.serving.sleeping import Sleeping
 from outcrop.serving.starts import ColdStarts, Tier
 from outcrop.serving.transitions import STOP_GRACE_S, Transitions
@@ -48,7 +49,6 @@ from outcrop.telemetry.metrics import Reading
 log = structlog.get_logger(__name__)
 
 TICK_S = 1.0
-LATE_S = 0.2  # a request may have read a name just before it moved, and come to the model it named then
 REMOVED_KEPT = 10_000  # deleted models whose ids are remembered
 ANYONE = Ask()
 
@@ -86,7 +86,6 @@ class Fleet:
         self._settings = settings
         self._clock = clock
         self._wall = wall
-        self._events = events
         self._on_removed = on_removed
         self._meter = meter
         self._params = policy.Params(
@@ -133,6 +132,18 @@ class Fleet:
             ring=self._bell.set,
             changed=self._changed,
             on_start=on_start,
+            clock=clock,
+            wall=wall,
+        )
+        self._reconciling = Reconciling(
+            self._models,
+            params=self._params,
+            landlord=self._landlord,
+            lending=self._lending,
+            transitions=self._transitions,
+            settings=settings,
+            events=events,
+            changed=self._changed,
             clock=clock,
             wall=wall,
         )
@@ -311,7 +322,7 @@ class Fleet:
         self._learned.pop(model_id, None)
         self._scaling.pop(model_id, None)
         self._on_removed()
-        await asyncio.to_thread(self._bring_up.forget_logs, model_id, 0)
+        await asyncio.to_thread(self._bring_up.forget, model_id)
 
     async def prove(self, spec: CopySpec, request: GenerateRequest, probes: list[tuple[str, list[int]]]) -> ProofReport:
         """Start one copy apart from the routed ones, compare tokens, generate, stop it. Raises as engines do.
@@ -351,94 +362,11 @@ class Fleet:
             # Who has waited longest for room is served first.
             for model in sorted(self._models.values(), key=lambda model: model.blocked_since or float("inf")):
                 try:
-                    self._reconcile(model)
+                    self._reconciling.reconcile(model)
                     if is_tick:
                         self._health.look_after(model)
                 except Exception:
                     log.exception("reconciling a model failed", model_id=model.spec.model_id)
-
-    def _reconcile(self, model: Model) -> None:
-        now = self._clock()
-        if model.placed is not None:
-            copy = None if model.placed.done() else self._transitions.place(model, now)
-            if copy is not None:
-                model.placed.set_result(copy)
-            return
-        self._lending.release_held(model)
-        if model.retired_at is not None and not model.is_removed and not self._has_retired(model, now):
-            return
-        params = seen.params_of(model.scaling, self._params, self._wall())
-        facts = seen.facts_of(model, params, now)
-        decision = policy.decide(facts, params)
-        current = facts.ready + facts.starting
-        model.demand.decided(now, decision.up)
-        desired = 0 if model.is_removed else decision.desired
-        if seen.note(model, facts, decision, self._wall()) and decision.desired != current:
-            self._events.decided(model.spec.model_id, current, decision.desired)
-            log.info("scaling", model_id=model.spec.model_id, copies=decision.desired, reason=decision.reason)
-        for _ in range(desired - current):
-            if not self._transitions.order(model, now):
-                break
-        else:
-            model.blocked_since = None
-        ready = seen.ready_copies(model)
-        outdated = [copy for copy in ready if rolling.is_outdated(copy, model.spec)]
-        for copy in model.copies if model.is_removed else ():
-            if copy.state is State.STARTING:
-                self._transitions.abandon(model, copy)
-        for copy in seen.sleepers(model):
-            if model.is_removed or rolling.is_outdated(copy, model.spec):
-                self._transitions.drain(model, copy, self._settings.drain_s)
-        for copy in ready:
-            if model.is_removed:
-                self._transitions.drain(model, copy, self._settings.drain_s)
-            elif copy.copy_id in decision.retire and not outdated:
-                if desired or self._stops_idle(model):
-                    self._transitions.drain(model, copy, self._settings.request_timeout_s)
-                elif copy.state is State.READY:
-                    copy.state = advance(copy.state, State.EVICTABLE)
-                    self._changed(copy)
-
-        if outdated and not model.is_removed:
-            self._roll(model, outdated, desired, now)
-
-    def _has_retired(self, model: Model, now: float) -> bool:
-        """One step of ``retire``; whether it is done. Those who wait are answered by the copies that go."""
-        assert model.retired_at is not None
-        going = [copy for copy in model.copies if copy.state in SERVING or copy.state is State.ASLEEP]
-        if any(copy.state is State.STARTING for copy in model.copies):
-            return False
-        end = model.retired_at + LATE_S
-        if seen.ready_copies(model) and (now < end or model.queue.has_from(end)):
-            return False
-        model.retired_at = None
-        model.rest()
-        model.queue.keep_no_place()
-        for copy in model.copies:
-            copy.may_sleep = False
-        for copy in going:
-            self._transitions.drain(model, copy, self._settings.request_timeout_s)
-        return True
-
-    def _stops_idle(self, model: Model) -> bool:
-        own = model.scaling.stop_idle
-        return self._settings.stop_idle if own is None else own
-
-    def _roll(self, model: Model, outdated: list[Copy], desired: int, now: float) -> None:
-        """One step towards copies of the present configuration."""
-        if now < model.retry_at:
-            return  # a copy of it did not start: the old ones serve until it is tried again
-        step = rolling.next_step(model.copies, outdated, desired)
-        if step is rolling.Step.ORDER:
-            # What another model's copy would have to go for is not worth it: then our own old one goes.
-            if self._landlord.plan(model, list(self._models.values()), now).may_start:
-                self._transitions.order(model, now)
-            else:
-                step = rolling.Step.DRAIN
-        if step is rolling.Step.DRAIN:
-            copy = rolling.least_loaded(outdated)
-            log.info("replacing a copy of an earlier configuration", copy_id=copy.copy_id, model_id=copy.spec.model_id)
-            self._transitions.drain(model, copy, self._settings.request_timeout_s)
 
     def _check_is_there(self, model_id: str) -> None:
         """Raises ModelNotFound for a deleted model, which whoever looked it up before may still name."""

@@ -459,7 +459,9 @@ def test_a_model_retired_while_it_starts_goes_once_it_is_up() -> None:
     play(story)
 
 
-def test_logs_of_ended_copies_are_kept_up_to_a_number_and_go_with_the_model(tmp_path: Path) -> None:
+def test_logs_of_ended_copies_are_kept_up_to_a_number_and_go_with_the_model_and_what_engines_compiled(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "logs" / "copies"
     folder.mkdir(parents=True)
     for number in range(6):
@@ -467,12 +469,15 @@ def test_logs_of_ended_copies_are_kept_up_to_a_number_and_go_with_the_model(tmp_
         log.write_text("x")
         os.utime(log, (number, number))
     (folder / "other-1.log").write_text("x")
+    for name in ("model", "other"):
+        (tmp_path / "engines" / name / "cache").mkdir(parents=True)
 
     async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
         await use(fleet, spec())
         assert sorted(path.name for path in folder.glob("model-*")) == ["model-4.log", "model-5.log"]
         await fleet.remove("model")
         assert [path.name for path in folder.iterdir()] == ["other-1.log"]
+        assert [path.name for path in (tmp_path / "engines").iterdir()] == ["other"]
 
     play(story, home=tmp_path, copy_logs_kept=2)
 
