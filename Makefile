@@ -180,7 +180,7 @@ bench-ledger: $(TOOLS) ## Compare the ledger's copy-seconds with the process tab
 bench-table: $(TOOLS) ## Measure the published table on this machine and print its rows as Markdown
 	$(BIN)/python -m outcrop.bench.table $(ARGS)
 
-# Five minutes on two otherwise idle cores; prints Markdown. To keep the runs: cp recording-*.json.gz benchmarks/recordings.
+# Seven minutes on two otherwise idle cores; prints Markdown. To keep the runs: cp recording-*.json.gz benchmarks/recordings.
 validate-plan: $(TOOLS) ## Record real runs with scaling, replay them in the simulator, print how far it is off
 	$(BIN)/python -m outcrop.bench.recording sample --out recording-sample.json.gz
 	$(BIN)/python -m outcrop.bench.recording simulated --out recording-simulated.json.gz

@@ -21,6 +21,7 @@ from outcrop.launchers.local import Process
 from outcrop.serving.demand import Demand
 from outcrop.serving.hold import Ask, HoldQueue
 from outcrop.serving.lifecycle import ENDED, SERVING, State
+from outcrop.serving.router import Homes
 from outcrop.serving.schedule import DEFAULTS, Scaling
 from outcrop.serving.starts import ColdStarts, Stage, Tier
 from outcrop.telemetry.requests import ColdStart, Decision
@@ -121,6 +122,7 @@ class Model:
     active_at: float
     spec_given: CopySpec  # without what an operator set
     copies: list[Copy] = field(default_factory=list)
+    homes: Homes = field(default_factory=Homes)
     demand: Demand = field(default_factory=Demand)
     starts: ColdStarts = field(default_factory=ColdStarts)
     scaling: Scaling = DEFAULTS

@@ -96,7 +96,7 @@ class Lending:
         if model.failure is not None and now < model.retry_at:
             raise EngineFault(f"{model.failure} The next start is tried in {model.retry_at - now:.0f} s.")
         model.demand.arrived(now)
-        copy = None if model.queue.peek() else router.choose(model.copies, ask.prefix)
+        copy = None if model.queue.peek() else self._choice(model, ask)
         if copy is not None:
             return self._lend(model, copy, ask)
         is_cold = not any(copy.is_ready for copy in model.copies)
@@ -108,7 +108,7 @@ class Lending:
 
     def release_held(self, model: Model) -> None:
         """Give free slots to those who wait, in their order."""
-        while (ask := model.queue.peek()) and (copy := router.choose(model.copies, ask.prefix)) is not None:
+        while (ask := model.queue.peek()) and (copy := self._choice(model, ask)) is not None:
             found = model.queue.next()
             if found is None:
                 return
@@ -175,6 +175,9 @@ class Lending:
             model.queue.leave(seat, waiter, keep_s=KEEP_PLACE_S)
             raise
 
+    def _choice(self, model: Model, ask: Ask) -> Copy | None:
+        return router.choose(model.copies, ask.prefix, model.homes.of(ask.prefix))
+
     def _lend(self, model: Model, copy: Copy, ask: Ask) -> Lease:
         now = self._clock()
         if copy.state is State.EVICTABLE:
@@ -185,6 +188,7 @@ class Lending:
         copy.requests += 1
         copy.served_at = now if copy.served_at is None else copy.served_at
         copy.leases.add(lease)
+        model.homes.sent(ask.prefix, copy, model.copies)
         self._changed(copy)
         model.active_at = now
         return lease

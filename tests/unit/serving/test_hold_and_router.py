@@ -11,7 +11,7 @@ import pytest
 from outcrop.errors import Throttled
 from outcrop.serving.gate import StartGate
 from outcrop.serving.hold import Ask, HoldQueue, Limits
-from outcrop.serving.router import choose, prefix_of, weight_of
+from outcrop.serving.router import HOMES_KEPT, Homes, choose, prefix_of, weight_of
 
 WIDE = Limits(requests=100, bytes=10_000, principal_requests=50, principal_bytes=5_000)
 
@@ -216,9 +216,38 @@ def test_a_copy_over_its_share_loses_even_its_own_prefix() -> None:
     assert mine is not None
     mine.in_flight = 6
 
-    other = choose(copies, 7)
+    other = choose(copies, 7, mine.copy_id)
 
     assert other is not mine
+
+
+def test_a_prefix_that_nobody_has_does_not_queue_beside_an_idle_copy() -> None:
+    copies = [FakeCopy("a", in_flight=1, outstanding=300), FakeCopy("b")]
+
+    chosen = {copy.copy_id for prefix in range(50) if (copy := choose(copies, prefix)) is not None}
+
+    assert chosen == {"b"}
+
+
+def test_a_prefix_goes_home_while_its_copy_has_no_more_than_its_share() -> None:
+    copies = [FakeCopy("a", in_flight=1, outstanding=300), FakeCopy("b")]
+
+    assert all(choose(copies, prefix, "a") is copies[0] for prefix in range(50))
+
+
+def test_a_home_moves_when_its_copy_is_gone_and_is_forgotten_after_many_others() -> None:
+    first, second = FakeCopy("a"), FakeCopy("b")
+    homes = Homes()
+
+    homes.sent(7, first, [first, second])
+    homes.sent(7, second, [first, second])  # it helped out
+    assert homes.of(7) == "a"
+    homes.sent(7, second, [second])
+    assert homes.of(7) == "b"
+    for prefix in range(100, 100 + HOMES_KEPT):
+        homes.sent(prefix, first, [first, second])
+    assert homes.of(7) is None
+    assert homes.of(None) is None
 
 
 def test_the_beginning_of_a_chat_is_its_prefix() -> None:
