@@ -207,7 +207,7 @@ def test_variants_forward_to_another_endpoint_and_to_an_openai_api(server: Serve
         "AWS_ACCESS_KEY_ID": keys.access_key_id,
         "AWS_SECRET_ACCESS_KEY": keys.secret_access_key,
     }
-    name = server.status()["models"][0]["model_name"]
+    name = server.client("bedrock").get_imported_model(modelIdentifier=model)["modelName"]
     openai = {
         "OUTCROP_FORWARD_TO": f"openai:{name}",
         "OUTCROP_FORWARD_URL": f"{server.url}/v1",
