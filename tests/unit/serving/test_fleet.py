@@ -713,7 +713,7 @@ def test_where_memory_is_short_a_copy_sleeps_without_its_weights_and_its_wake_is
     play(story, launcher, gpus=1, engine=engine, memory_bytes=5 * GB)
 
 
-def test_nothing_starts_in_the_memory_that_a_copy_on_its_way_to_sleep_or_back_is_about_to_take() -> None:
+def test_nothing_starts_in_the_memory_that_a_copy_on_its_way_to_sleep_is_about_to_take() -> None:
     launcher = FakeLauncher()
 
     async def story(fleet: Fleet, launcher: FakeLauncher) -> None:
